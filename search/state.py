@@ -1,0 +1,113 @@
+"""A study's state: what its ledger says, folded into budgets and trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from search.ledger import Record
+
+Outcome = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(slots=True)
+class TrialState:
+    """One trial as the ledger knows it. `outcome` is None until it has ended; `attempt` counts its starts."""
+
+    trial_id: str
+    budget: str
+    variant: str
+    epochs: float
+    steps: int
+    learning_rate: float
+    seed: int
+    flops: float
+    parameters: int
+    params: dict[str, Any]
+    suggested_at: float
+    attempt: int = 0
+    step: int = 0
+    checkpoint_step: int | None = None
+    meter: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def heldout_loss(self) -> float:
+        """Held-out loss at the end of training (nats per image); NaN unless the trial has finished."""
+        return float(self.result["heldout_loss"]) if self.outcome == "finished" else math.nan
+
+
+@dataclass(slots=True)
+class BudgetState:
+    """One budget as the ledger knows it, and its trials in the order of suggestion."""
+
+    label: str
+    flops: float
+    trials_planned: int
+    cells: list[dict[str, Any]]
+    trials: list[TrialState] = field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def best(self) -> TrialState | None:
+        """The finished trial with the lowest held-out loss, or None."""
+        finished = [trial for trial in self.trials if trial.outcome == "finished"]
+        return min(finished, key=lambda trial: trial.heldout_loss, default=None)
+
+
+@dataclass(slots=True)
+class StudyState:
+    """Everything a study has done so far. `apply` takes the ledger's records in order."""
+
+    opened: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, BudgetState] = field(default_factory=dict)
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    ended: bool = False
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> StudyState:
+        state = cls()
+        for record in records:
+            state.apply(record)
+        return state
+
+    def apply(self, record: Record) -> None:
+        """Take one event into account. Unknown events (from a later version) are passed over."""
+        match record.event:
+            case "study_opened":
+                self.opened = record.fields
+            case "session_started":
+                self.ended = False
+            case "study_ended":
+                self.ended = True
+            case "budget_opened":
+                known = self.budgets.get(record["budget"])
+                if known is None:
+                    self.budgets[record["budget"]] = BudgetState(record["budget"], record["flops"], record["trials"], record["cells"])
+                else:
+                    known.trials_planned, known.closed = record["trials"], False
+            case "budget_closed":
+                self.budgets[record["budget"]].closed = True
+            case "trial_suggested":
+                keys = ("budget", "variant", "epochs", "steps", "learning_rate", "seed", "flops", "parameters", "params")
+                trial = TrialState(record["trial"], *(record[key] for key in keys), suggested_at=record.time)
+                self.trials[trial.trial_id] = trial
+                self.budgets[trial.budget].trials.append(trial)
+            case "trial_started":
+                trial = self.trials[record["trial"]]
+                trial.attempt, trial.step = record["attempt"], record["step"]
+            case "trial_progressed":
+                trial = self.trials[record["trial"]]
+                trial.step, trial.meter = record["step"], record["meter"]
+            case "trial_checkpointed":
+                self.trials[record["trial"]].checkpoint_step = record["step"]
+            case "trial_ended":
+                trial = self.trials[record["trial"]]
+                trial.outcome, trial.result = record["outcome"], record["result"]
+                trial.meter = record["result"].get("meter", trial.meter)
+                trial.step = record["result"].get("step", trial.step)
+            case _:
+                pass
