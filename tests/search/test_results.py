@@ -1,0 +1,152 @@
+"""Tables and CSV of a study: right numbers, best first, whole at any width."""
+
+import csv
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from search.formats import duration, number, percent, scientific
+from search.results import best_rows, render_results, time_split, trial_rows, write_csv
+from search.state import StudyState
+from tests.search.ledgers import synthetic_records
+
+
+@pytest.fixture
+def state() -> StudyState:
+    return StudyState.of(synthetic_records(trials=21, fail=4))
+
+
+def rendered(state: StudyState, width: int, terminal: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+    render_results(state, console)
+    return console.file.getvalue()
+
+
+def test_rows_are_ordered_by_budget_and_then_best_first_with_ended_badly_last(state: StudyState) -> None:
+    rows = trial_rows(state)
+    assert len(rows) == 63
+    assert list(dict.fromkeys(row.budget for row in rows)) == ["2e11 FLOPs", "6e11 FLOPs", "1.8e12 FLOPs"]
+    first = [row for row in rows if row.budget == "2e11 FLOPs"]
+    losses = [row.heldout_loss for row in first if row.outcome == "finished"]
+    assert losses == sorted(losses)
+    after = [row.outcome for row in first[len(losses) :]]
+    assert set(after) == {"diverged", "failed"}
+    assert all(math.isnan(row.heldout_loss) for row in first[len(losses) :])
+
+
+def test_the_best_row_of_a_budget_is_the_finished_trial_with_the_lowest_loss(state: StudyState) -> None:
+    for row in best_rows(state):
+        losses = [trial.heldout_loss for trial in state.budgets[row.budget].trials if trial.outcome == "finished"]
+        assert row.heldout_loss == min(losses)
+
+
+def test_a_row_holds_the_metered_numbers(state: StudyState) -> None:
+    row = best_rows(state)[0]
+    trial = state.trials[row.trial_id]
+    assert row.core_hours == trial.result["meter"]["core_hours"]
+    assert row.flops == trial.flops
+    assert row.seconds == pytest.approx(row.core_hours_total * 3600)
+    assert row.goodput == 0.9
+    assert math.isnan(row.mfu)
+
+
+def test_a_trial_in_progress_is_unfinished_and_shows_what_its_last_report_metered() -> None:
+    records = synthetic_records(trials=2, until=6)
+    assert records[-1].event == "trial_progressed"
+    (row,) = trial_rows(StudyState.of(records))
+    assert row.outcome == "unfinished"
+    assert math.isnan(row.heldout_loss)
+    assert row.flops == records[-1]["meter"]["flops"]
+    assert row.goodput == pytest.approx(0.9)
+    assert row.seconds == pytest.approx(sum(records[-1]["meter"]["seconds"].values()))
+
+
+def test_the_time_split_adds_up_over_trials(state: StudyState) -> None:
+    split = time_split(state)
+    assert split.total == pytest.approx(sum(row.seconds for row in trial_rows(state)))
+    assert split.goodput == pytest.approx(0.9)
+    assert split.seconds["evaluation"] == pytest.approx(0.03 * split.total)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_wraps_at_any_usual_width(state: StudyState, width: int, terminal: bool) -> None:
+    lines = rendered(state, width, terminal).splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    trials = [line for line in lines if line.rstrip().endswith(("finished", "diverged", "failed"))]
+    assert len(trials) == 63
+    assert "…" not in "".join(lines)
+
+
+def test_a_table_of_eighty_columns_holds_what_a_reader_must_see(state: StudyState) -> None:
+    text = rendered(state, 80)
+    for name in ("variant", "epochs", "learning", "held-out", "accuracy", "FLOPs", "hours", "outcome"):
+        assert name in text
+    best = best_rows(state)[0]
+    (line,) = (line for line in text.splitlines() if line.startswith("* ") and number(best.heldout_loss) in line)
+    assert line.split()[:5] == ["*", best.variant, "22.8", "0.4", number(best.heldout_loss)]
+    assert text.count("\n* ") == 3
+    assert "Best cell of each budget" in text
+    assert "Goodput 90.0 %" in text
+
+
+def test_wide_terminals_show_speed_and_goodput_too(state: StudyState) -> None:
+    text = rendered(state, 120)
+    assert "images" in text
+    assert "goodput" in text
+
+
+def test_a_failed_trial_says_why(state: StudyState) -> None:
+    assert "2e11-FLOPs-004 failed: RuntimeError: worker died 4 times" in rendered(state, 80)
+
+
+def test_where_no_terminal_reads_there_are_no_escape_codes(state: StudyState) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    render_results(state, console)
+    assert "\x1b" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("until", [0, 2, 3, 4, 6, 8])
+def test_a_study_that_has_hardly_begun_can_be_shown(until: int) -> None:
+    text = rendered(StudyState.of(synthetic_records(until=until)), 80)
+    assert ("No trials yet." in text) == (until < 4)
+
+
+def test_csv_has_a_line_per_trial_in_full_precision(state: StudyState, tmp_path) -> None:
+    write_csv(state, str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = trial_rows(state)
+    assert [line["trial_id"] for line in lines] == [row.trial_id for row in rows]
+    assert float(lines[0]["heldout_loss"]) == rows[0].heldout_loss
+    assert lines[0]["mfu"] == ""
+    assert {line["heldout_loss"] for line in lines if line["outcome"] == "diverged"} == {""}
+
+
+def test_csv_goes_to_any_fsspec_address(state: StudyState) -> None:
+    import fsspec
+
+    write_csv(state, "memory://somewhere/results.csv")
+    assert fsspec.filesystem("memory").cat("/somewhere/results.csv").startswith(b"trial_id,budget,variant,")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0021, "0.00210"), (2.345, "2.35"), (9.999, "10.0"), (12345, "12,300"), (0, "0"), (None, "-"),
+     (math.nan, "-"), (math.inf, "inf"), (3e-7, "3.00e-7"), (-0.5, "-0.500")],
+)  # fmt: skip
+def test_numbers_have_three_significant_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_other_formats() -> None:
+    assert number(0.4, trim=True) == "0.4"
+    assert number(100, trim=True) == "100"
+    assert number(0.0021, 2) == "0.0021"
+    assert scientific(2e13) == "2.0e13"
+    assert percent(0.9123) == "91.2 %"
+    assert [duration(s) for s in (3.21, 42, 59.7, 245, 11520, 183600)] == [
+        "3.2 s", "42 s", "1 min 00 s", "4 min 05 s", "3 h 12 min", "2 d 3 h",
+    ]  # fmt: skip
