@@ -1,0 +1,79 @@
+"""How the project's figures look: colours, round labels on logarithmic axes, and a figure with no global state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from search.formats import number
+
+DPI: Final = 150
+GREY: Final = "#5b6470"
+RAMP: Final = ("#f0b83f", "#e5704b", "#b8387a", "#6a2c91", "#1f2a6b")  # light to dark: depth reads in grey print too
+
+
+def colours(variants: Sequence[str]) -> dict[str, str]:
+    """A colour per variant, light to dark in the order given; safe for colour-blind readers."""
+    last = len(RAMP) - 1
+    if len(variants) <= len(RAMP):
+        places = [round(index * last / max(1, len(variants) - 1)) for index in range(len(variants))]
+        return {variant: RAMP[place] for variant, place in zip(variants, places, strict=True)}
+    mixed = {}
+    for index, variant in enumerate(variants):
+        place = index * last / (len(variants) - 1)
+        low = min(int(place), last - 1)
+        pairs = ((int(RAMP[low][at : at + 2], 16), int(RAMP[low + 1][at : at + 2], 16)) for at in (1, 3, 5))
+        mixed[variant] = "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in pairs)
+    return mixed
+
+
+def log_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round values from `low` to `high` to label a log axis with: about `wanted` to 2 x `wanted` of them."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+        ticks = [m * 10.0**decade for decade in decades for m in mantissas if low <= m * 10.0**decade <= high]
+        if len(ticks) >= wanted:
+            every = math.ceil(len(ticks) / (2 * wanted))
+            return ticks[::every]
+    linear = MaxNLocator(nbins=2 * wanted, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in linear if low <= tick <= high]
+
+
+def power_of_ten(value: float) -> str:
+    """6e11 as mathematical text: 6 x 10^11."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = f"10^{{{int(exponent)}}}"
+    return f"${power}$" if float(mantissa) == 1 else f"${float(mantissa):g}\\times{power}$"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A white figure of so many inches, drawn by Agg without pyplot."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_axes(axes: Axes) -> None:
+    """A light grid, and spines at the left and bottom only."""
+    axes.grid(True, color="#e6e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors="#333a44", labelsize=10, length=3)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#9aa1ab")
+
+
+def set_loss_axis(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic loss axis from `low` to `high` that is labelled even within one decade."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = log_ticks(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([number(tick, trim=True) for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,108 @@
+"""Figures: the data that goes in, and pictures that come out whatever the study's state."""
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from search.figures import (
+    draw_learning_rate_valley,
+    draw_loss_vs_compute,
+    learning_rate_valley_data,
+    loss_vs_compute_data,
+)
+from search.plotting import colours, log_ticks
+from search.state import StudyState
+from tests.search.ledgers import synthetic_records
+
+
+@pytest.fixture(scope="module")
+def state() -> StudyState:
+    return StudyState.of(synthetic_records(trials=21))
+
+
+def test_the_frontier_is_the_best_trial_of_each_budget_by_compute(state: StudyState) -> None:
+    data = loss_vs_compute_data(state)
+    bests = [budget.best for budget in state.budgets.values()]
+    assert [point.loss for point in data.frontier] == [best.heldout_loss for best in bests if best is not None]
+    assert [point.flops for point in data.frontier] == sorted(point.flops for point in data.frontier)
+
+
+def test_the_best_of_each_cell_is_the_lowest_of_its_variant_at_its_budget(state: StudyState) -> None:
+    data = loss_vs_compute_data(state)
+    assert data.variants == ("F0", "F1", "F3")
+    assert len(data.best) == 9
+    for budget in state.budgets.values():
+        for variant in data.variants:
+            losses = [t.heldout_loss for t in budget.trials if t.variant == variant and t.outcome == "finished"]
+            assert min(losses) in [point.loss for point in data.best if point.variant == variant]
+
+
+def test_every_ended_trial_is_in_the_picture_once(state: StudyState) -> None:
+    data = loss_vs_compute_data(state)
+    outcomes = [trial.outcome for trial in state.trials.values()]
+    assert len(data.finished) == outcomes.count("finished")
+    assert len(data.diverged) == outcomes.count("diverged") > 0
+    assert all(math.isnan(point.loss) for point in data.diverged)
+
+
+def test_variants_are_in_order_of_compute_per_image_not_of_appearance() -> None:
+    records = synthetic_records(trials=3)
+    for record in records:
+        if record.event == "budget_opened":
+            record.fields["cells"].reverse()
+    assert loss_vs_compute_data(StudyState.of(records)).variants == ("F0", "F1", "F3")
+
+
+def test_a_valley_per_budget_marks_its_minimum(state: StudyState) -> None:
+    data = learning_rate_valley_data(state)
+    assert [valley.budget for valley in data.valleys] == ["2e11 FLOPs", "6e11 FLOPs", "1.8e12 FLOPs"]
+    for valley in data.valleys:
+        assert valley.best is not None
+        assert valley.best.loss == min(point.loss for point in valley.finished)
+        rates = [point.learning_rate for point in valley.finished]
+        assert rates == sorted(rates)
+        assert min(rates) < valley.best.learning_rate < max(rates)
+
+
+@pytest.mark.parametrize("until", [0, 3, 6, 9, None], ids=["empty", "opened", "running", "one trial", "whole"])
+def test_both_figures_can_be_drawn_at_any_time(tmp_path: Path, until: int | None) -> None:
+    state = StudyState.of(synthetic_records(trials=9, fail=1, until=until))
+    draw_loss_vs_compute(loss_vs_compute_data(state), tmp_path / "loss.png")
+    draw_learning_rate_valley(learning_rate_valley_data(state), tmp_path / "valley.png")
+    for name in ("loss.png", "valley.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) >= 500
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20  # something was drawn
+
+
+def test_trials_that_all_diverged_or_lie_far_above_the_best_are_no_obstacle(tmp_path: Path) -> None:
+    records = synthetic_records(trials=6)
+    for record in records:
+        if record.event == "trial_ended" and record["trial"].startswith("2e11"):
+            record.fields["outcome"] = "diverged"
+        elif record.event == "trial_ended" and record["trial"].endswith("004"):
+            record["result"]["heldout_loss"] = 1e4
+    state = StudyState.of(records)
+    draw_loss_vs_compute(loss_vs_compute_data(state), tmp_path / "loss.png")
+    draw_learning_rate_valley(learning_rate_valley_data(state), tmp_path / "valley.png")
+    assert learning_rate_valley_data(state).valleys[0].best is None
+    assert len(loss_vs_compute_data(state).frontier) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(2.3, 3.1), (0.99, 1.01), (0.05, 2.4), (1e3, 1e5), (1e13, 1e19), (0.9, 1.1), (2e11, 2.2e12)]
+)
+def test_a_log_axis_always_gets_a_few_round_labels(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 9
+    assert all(low <= tick <= high for tick in ticks)
+    assert ticks == sorted(set(ticks))
+
+
+def test_every_variant_has_its_own_colour() -> None:
+    for count in range(1, 11):
+        names = [f"F{index}" for index in range(count)]
+        assert len(set(colours(names).values())) == count
