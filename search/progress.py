@@ -1,0 +1,284 @@
+"""The live view of a search: budgets, running trials, the best so far, time left; plain lines when not on a terminal.
+
+It is fed with the ledger's records as they are written, and keeps its own `StudyState` of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.formats import duration, number
+from search.ledger import Record
+from search.results import ordered_budgets
+from search.state import BudgetState, StudyState, TrialState
+
+REFRESHES_PER_SECOND = 2.0
+_MOST_RUNNING = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBudget:
+    """A budget of the study file that the ledger may not know yet: its label, training FLOPs a trial, and trials."""
+
+    label: str
+    flops: float
+    trials: int
+
+
+@dataclass(slots=True)
+class _Running:
+    slice: str
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
+def _work(trial: TrialState) -> float:
+    """Training FLOPs that a trial has done so far, from its steps."""
+    return trial.flops * min(1.0, trial.step / max(1, trial.steps))
+
+
+def _cell(trial: TrialState) -> str:
+    rate, epochs = number(trial.learning_rate, trim=True), number(trial.epochs, trim=True)
+    return f"{trial.variant}, {epochs} epochs, learning rate {rate}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text or "").split())
+
+
+def _columns(**sides: Literal["left", "right"]) -> Table:
+    """A borderless table; each column's name (with _ for a blank) and its side."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in sides.items():
+        table.add_column(name.replace("_", " ").strip(), justify=side, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+class ProgressView:
+    """Shows a search as it goes. Feed it each record after it is written; call from any thread.
+
+    `records` are those of earlier sessions: their trials count as done, but not towards this session's pace.
+    `budgets` are all that the study plans, also those not opened yet. `live` forces the live panel on or off;
+    by default it is on where the console is a terminal that can move its cursor. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        records: Iterable[Record] = (),
+        *,
+        budgets: Sequence[PlannedBudget] = (),
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._state = StudyState.of(records)
+        self._planned = {budget.label: budget for budget in budgets}
+        self._clock = clock
+        self._running: dict[str, _Running] = {}
+        self._lock = threading.Lock()
+        self._began = clock()
+        self._work_before = self._total_work()
+        use_live = console.is_terminal and not console.is_dumb_terminal if live is None else live
+        self._live = (
+            Live(console=console, get_renderable=self.panel, refresh_per_second=REFRESHES_PER_SECOND)
+            if use_live
+            else None
+        )
+
+    def start(self) -> None:
+        """Begin to show; the time elapsed counts from here."""
+        self._began = self._clock()
+        ended = sum(trial.outcome is not None for trial in self._state.trials.values())
+        if self._state.trials:
+            going_on = len(self._state.trials) - ended
+            unfinished = f", {going_on} to go on with" if going_on else ""
+            self._print(f"continuing {self._name()}: {ended} trials already ended{unfinished}")
+        if self._live is not None:
+            self._live.start()
+
+    def stop(self) -> None:
+        """Leave the last state of the view on the screen. May be called twice."""
+        if self._live is not None:
+            with self._lock:
+                self._running.clear()
+            self._live.stop()
+
+    def __enter__(self) -> ProgressView:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def note(self, line: str) -> None:
+        """Show a message, for example that the tracking server cannot be reached; it stays on the screen."""
+        self._print(_one_line(line), style="yellow")
+
+    def feed(self, record: Record) -> None:
+        """Take one event into account."""
+        with self._lock:
+            self._state.apply(record)
+            self._follow(record)
+            line, style = self._line(record)
+        if line and (self._live is None or style):
+            self._print(line, style=style)
+
+    def _follow(self, record: Record) -> None:
+        """Keep what `StudyState` does not: which trial runs where, its newest point."""
+        match record.event:
+            case "session_started":
+                self._running.clear()
+            case "trial_started":
+                self._running[record["trial"]] = _Running(str(record["slice"]))
+            case "trial_progressed":
+                running = self._running.get(record["trial"])
+                if running is not None and record["points"]:
+                    _, running.loss, _, running.images_per_second = record["points"][-1]
+            case "trial_lost" | "trial_ended":
+                self._running.pop(record["trial"], None)
+            case _:
+                pass
+
+    def _line(self, record: Record) -> tuple[str, str]:
+        """What to say of an event, and in which style; an event with a style is told above the live panel too."""
+        match record.event:
+            case "budget_opened":
+                budget = self._state.budgets[record["budget"]]
+                cells = ", ".join(f"{c['variant']} ({number(c['epochs'], trim=True)} epochs)" for c in budget.cells)
+                return f"budget {budget.label}: {budget.trials_planned} trials of {cells}", ""
+            case "budget_closed":
+                best = self._state.budgets[record["budget"]].best
+                found = "no finished trial" if best is None else f"best {_cell(best)}: loss {number(best.heldout_loss)}"
+                return f"budget {record['budget']} done: {found}", ""
+            case "trial_started" if record["attempt"] > 1:
+                return f"{record['trial']} goes on from step {record['step']} (attempt {record['attempt']})", ""
+            case "trial_lost":
+                return f"{record['trial']} {record['kind']}: {_one_line(record['reason'])}", "yellow"
+            case "trial_ended":
+                return self._ended_line(self._state.trials[record["trial"]])
+            case "study_ended":
+                return f"{self._name()} done in {duration(self._clock() - self._began)}", ""
+            case _:
+                return "", ""
+
+    def _ended_line(self, trial: TrialState) -> tuple[str, str]:
+        budget = self._state.budgets[trial.budget]
+        count = f"[{self._ended(budget)}/{budget.trials_planned}]"
+        if trial.outcome == "finished":
+            return f"{count} {trial.trial_id}: {_cell(trial)}: held-out loss {number(trial.heldout_loss)}", ""
+        reason = _one_line(trial.result.get("error") or trial.result.get("reason"))
+        because = f": {reason}" if reason else ""
+        style = "red" if trial.outcome == "failed" else ""
+        return f"{count} {trial.trial_id}: {_cell(trial)}: {trial.outcome} at step {trial.step}{because}", style
+
+    def _print(self, line: str, style: str = "") -> None:
+        text = Text(line, style=style if self._live is not None else "")
+        self._console.print(text, soft_wrap=self._live is None)
+
+    def _name(self) -> str:
+        return (
+            " ".join(str(self._state.opened[key]) for key in ("study", "run") if key in self._state.opened) or "study"
+        )
+
+    @property
+    def _wide(self) -> bool:
+        return self._console.width >= 76
+
+    @staticmethod
+    def _ended(budget: BudgetState) -> int:
+        return sum(trial.outcome is not None for trial in budget.trials)
+
+    def _total_work(self) -> float:
+        return sum(_work(trial) for trial in self._state.trials.values())
+
+    def _left_flops(self) -> float:
+        """Training FLOPs still to do: of the trials that run, of the opened budgets, and of those to come."""
+        left = 0.0
+        for budget in self._state.budgets.values():
+            if budget.closed:
+                continue
+            left += sum(trial.flops - _work(trial) for trial in budget.trials if trial.outcome is None)
+            left += budget.flops * max(0, budget.trials_planned - len(budget.trials))
+        return left + sum(
+            budget.flops * budget.trials for budget in self._planned.values() if budget.label not in self._state.budgets
+        )
+
+    def time_left(self) -> float | None:
+        """Seconds left at this session's pace, an estimate from FLOPs done and planned; None before any are done."""
+        done = self._total_work() - self._work_before
+        elapsed = self._clock() - self._began
+        return elapsed * self._left_flops() / done if done > 0 else None
+
+    def panel(self) -> RenderableType:
+        """The live panel as it is now."""
+        with self._lock:
+            parts: list[RenderableType] = [self._budget_table()]
+            if self._running:
+                parts += [Text(), self._running_table()]
+            parts += [Text(), self._footer()]
+        return Panel(Group(*parts), title=Text(self._name(), style="bold"), title_align="left", border_style="dim")
+
+    def _budget_table(self) -> Table:
+        columns: dict[str, Literal["left", "right"]] = {"budget": "left", "trials": "right", "best": "left"}
+        if self._wide:
+            columns |= {"epochs": "right", "learning_rate": "right"}
+        table = _columns(**columns, heldout_loss="right")
+        table.columns[-1].header = "held-out loss" if self._wide else "loss"
+        opened = ordered_budgets(self._state)
+        for budget in opened:
+            count, best = f"{self._ended(budget)}/{budget.trials_planned}", budget.best
+            if best is None:
+                table.add_row(budget.label, count, "-")
+            else:
+                cell = [number(best.epochs, trim=True), number(best.learning_rate, trim=True)] if self._wide else []
+                table.add_row(budget.label, count, best.variant, *cell, number(best.heldout_loss))
+        for planned in self._planned.values():
+            if planned.label not in self._state.budgets:
+                table.add_row(planned.label, f"0/{planned.trials}", "-", style="dim")
+        return table
+
+    def _running_table(self) -> Table:
+        columns: dict[str, Literal["left", "right"]] = {"slice": "right", "variant": "left"}
+        if self._wide:
+            columns |= {"epochs": "right", "rate": "right", "_": "left"}
+        table = _columns(**columns, step="right", train_loss="right", images_s="right")
+        table.columns[-1].header = "images/s"
+        shown = sorted(self._running.items(), key=lambda item: (len(item[1].slice), item[1].slice))
+        for trial_id, running in shown[:_MOST_RUNNING]:
+            trial = self._state.trials[trial_id]
+            cell: list[RenderableType] = []
+            if self._wide:
+                bar = ProgressBar(total=max(1, trial.steps), completed=trial.step, width=12)
+                cell = [number(trial.epochs, trim=True), number(trial.learning_rate, trim=True), bar]
+            speed = number(running.images_per_second)
+            table.add_row(
+                running.slice, trial.variant, *cell, f"{trial.step}/{trial.steps}", number(running.loss), speed
+            )
+        if len(shown) > _MOST_RUNNING:
+            table.add_row("", f"and {len(shown) - _MOST_RUNNING} more")
+        return table
+
+    def _footer(self) -> Text:
+        left = self.time_left()
+        parts = [f"elapsed {duration(self._clock() - self._began)}"]
+        if self._state.ended:
+            parts.append("done")
+        elif left is not None:
+            parts.append(
+                f"about {duration(left)} left (estimated from FLOPs)" if self._wide else f"about {duration(left)} left"
+            )
+        outcomes = [trial.outcome for trial in self._state.trials.values()]
+        parts += [f"{outcomes.count(name)} {name}" for name in ("diverged", "failed") if name in outcomes]
+        return Text("  ".join(parts), style="dim", overflow="ellipsis", no_wrap=True)

@@ -1,0 +1,162 @@
+"""The progress view: a live panel on a terminal, plain lines elsewhere, whatever happens in the search."""
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.console import Console
+
+from search.ledger import Record
+from search.progress import PlannedBudget, ProgressView
+from tests.search.ledgers import BUDGETS, label, synthetic_records
+
+PLANNED = tuple(PlannedBudget(label(flops), flops, 6) for flops in BUDGETS)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fed(records: Sequence[Record], *, before: int = 0, terminal: bool = False, width: int = 100) -> str:
+    """What a console shows of the records after the first `before`, which an earlier session left."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal)
+    with ProgressView(console, records[:before], budgets=PLANNED, clock=Clock()) as view:
+        for record in records[before:]:
+            view.feed(record)
+    return console.file.getvalue()
+
+
+def panel(records: Sequence[Record], width: int = 100) -> list[str]:
+    """The lines of the live panel after these records."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    view = ProgressView(console, budgets=PLANNED, live=False, clock=Clock())
+    for record in records:
+        view.feed(record)
+    console.file.truncate(0)
+    console.file.seek(0)
+    console.print(view.panel())
+    return console.file.getvalue().splitlines()
+
+
+def event(records: Sequence[Record], name: str, **fields: object) -> Record:
+    return Record(len(records), records[-1].time + 1, name, dict(fields))
+
+
+def test_off_a_terminal_each_event_that_matters_is_one_line_without_escape_codes() -> None:
+    records = synthetic_records(trials=6, fail=2)
+    text = fed(records)
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert len(lines) == 3 + 18 + 3 + 1  # budgets opened, trials, budgets closed, the end
+    assert lines[0] == "budget 2e11 FLOPs: 6 trials of F0 (22.8 epochs), F1 (12.1 epochs), F3 (6.24 epochs)"
+    assert lines[1] == "[1/6] 2e11-FLOPs-000: F0, 22.8 epochs, learning rate 0.2: held-out loss 0.965"
+    assert lines[7].startswith("budget 2e11 FLOPs done: best F0, 22.8 epochs, learning rate 0.2: loss ")
+    assert lines[-1] == "digits run-1 done in 0.0 s"
+
+
+def test_lines_are_never_wrapped_off_a_terminal() -> None:
+    records = synthetic_records(trials=6, fail=2)
+    assert len(fed(records, width=30).splitlines()) == len(fed(records, width=200).splitlines())
+
+
+def test_a_failing_trial_says_why_on_one_line() -> None:
+    records = synthetic_records(trials=6, fail=2)
+    (failed,) = (record for record in records if record.get("outcome") == "failed")
+    failed["result"]["error"] = "RuntimeError: out of memory\n  at step 3"
+    (line,) = (line for line in fed(records).splitlines() if "failed" in line)
+    assert line.endswith("failed at step 28: RuntimeError: out of memory at step 3")
+    assert "RuntimeError: out of memory at step 3" in fed(records, terminal=True, width=200)
+
+
+def test_a_lost_attempt_is_told_and_leaves_the_running_trials() -> None:
+    records = synthetic_records(trials=6, until=6)
+    assert any("━" in line for line in panel(records))
+    lost = [*records, event(records, "trial_lost", trial="2e11-FLOPs-000", kind="crashed", reason="killed", attempt=1)]
+    assert "2e11-FLOPs-000 crashed: killed" in fed(lost)
+    assert not any("━" in line for line in panel(lost))
+    back = event(lost, "trial_started", trial="2e11-FLOPs-000", slice=0, attempt=2, step=100, wait_s=0.1)
+    assert "2e11-FLOPs-000 goes on from step 100 (attempt 2)" in fed([*lost, back])
+
+
+def test_notes_are_shown_on_and_off_a_terminal() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+        with ProgressView(console) as view:
+            view.note("tracking: http://host:5000 cannot be reached")
+        assert "tracking: http://host:5000 cannot be reached" in console.file.getvalue()
+
+
+def test_a_resumed_study_begins_with_what_is_done_and_repeats_none_of_it() -> None:
+    records = synthetic_records(trials=6)
+    text = fed(records, before=30)
+    ended = sum(record.event == "trial_ended" for record in records[:30])
+    assert text.splitlines()[0] == f"continuing digits run-1: {ended} trials already ended, 1 to go on with"
+    assert text.count("[1/6]") == 2  # of the two budgets to come
+
+
+def test_the_panel_shows_budgets_running_trials_and_the_best_so_far() -> None:
+    records = synthetic_records(trials=6, fail=2)
+    (at,) = (r.seq for r in records if r.event == "trial_progressed" and r["trial"] == "6e11-FLOPs-001")
+    lines = [line.strip("│ ").split() for line in panel(records[: at + 1])]
+    assert ["2e11", "FLOPs", "6/6", "F0", "22.8", "0.2", "0.965"] in lines
+    assert ["1.8e12", "FLOPs", "0/6", "-"] in lines
+    (running,) = (line for line in lines if "407/815" in line)
+    assert running[:4] == ["1", "F1", "36.3", "0.2"]
+    assert running[-1] == "4,830"
+    assert lines[-2][:2] == ["elapsed", "0.0"]
+    assert lines[-2][-2:] == ["1", "failed"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_panel_fits_the_terminal(width: int) -> None:
+    lines = panel(synthetic_records(trials=6, until=60), width)
+    assert all(len(line) == width for line in lines)
+    assert any("1.8e12 FLOPs" in line for line in lines)
+
+
+def test_many_slices_are_cut_short() -> None:
+    records = synthetic_records(trials=30, until=3)
+    for place in range(20):
+        trial = f"2e11-FLOPs-{place:03d}"
+        suggested = next(r for r in synthetic_records(trials=30) if r.get("trial") == trial)
+        records.append(suggested)
+        records.append(event(records, "trial_started", trial=trial, slice=place, attempt=1, step=0, wait_s=0.0))
+    assert any("and 8 more" in line for line in panel(records))
+
+
+def test_time_left_follows_the_flops_of_this_session_only() -> None:
+    records, clock = synthetic_records(trials=6, fail=None), Clock()
+    cut = next(r.seq for r in records if r.event == "budget_closed") + 1
+    view = ProgressView(Console(file=io.StringIO()), records[:cut], budgets=PLANNED, live=False, clock=clock)
+    view.start()
+    assert view.time_left() is None
+    after = next(r.seq for r in records if r.event == "budget_closed" and r.seq > cut) + 1
+    for record in records[cut:after]:
+        view.feed(record)
+    clock.now += 60
+    # 6 trials of 6e11 FLOPs (about: one or two may have diverged early) took 60 s; 6 of 1.8e12 are left
+    assert view.time_left() == pytest.approx(180, rel=0.02)
+    for record in records[after:]:
+        view.feed(record)
+    assert view.time_left() == 0
+
+
+def test_on_a_terminal_the_panel_is_drawn_and_left_on_the_screen() -> None:
+    text = fed(synthetic_records(trials=6, fail=2), terminal=True)
+    assert "\x1b[" in text
+    assert "digits run-1" in text
+    assert "1.8e12 FLOPs" in text
+    assert "[1/6]" not in text  # finished trials are in the panel, not above it
+
+
+def test_stop_may_be_called_twice_and_before_start() -> None:
+    view = ProgressView(Console(file=io.StringIO(), force_terminal=True))
+    view.stop()
+    view.start()
+    view.stop()
+    view.stop()
