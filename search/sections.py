@@ -1,0 +1,327 @@
+"""The sections of a study file: what each field means, what is allowed, and the paper's value where the paper has one.
+
+"The paper" is "ConvNets Match Vision Transformers at Scale" (arXiv 2310.16764); what it does not say is taken from the
+NFNet paper it builds on (arXiv 2102.06171), and where that is so the description says "NFNet".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+MAX_LEARNING_RATES: Final = 100
+
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """A part of a study file: frozen, unknown keys refused, no NaN or infinity, `true` never taken for 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("allowed: a value, not true or false; write the value itself")
+        return value
+
+
+class Data(Section):
+    """Where the images come from."""
+
+    source: Literal["digits", "folder"] = Field(
+        description="digits: the 1,797 handwritten digits of scikit-learn; folder: images in a folder for each class."
+    )
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="source folder only: the folder that holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg. "
+        "A relative path is relative to the working directory of the command.",
+    )
+    image_size: int = Field(
+        default=224,
+        ge=8,
+        le=4096,
+        description="Height and width the model sees, in pixels. The paper trains at 224 and evaluates at 256; "
+        "here both are one size.",
+    )
+    held_out_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the examples held out to measure the loss on, where there is no val folder.",
+    )
+    split_seed: Seed = Field(default=0, description="Draws which examples are held out.")
+    augment: Literal["none", "shift", "crop"] = Field(
+        default="none",
+        description="Of training images. shift: moved by up to an eighth; crop: a random part, resized to the whole.",
+    )
+    flip: bool = Field(default=False, description="Mirror half of the training images; not for digits or letters.")
+    bad_images: Literal["error", "skip"] = Field(
+        default="error",
+        description="An image that cannot be read is an error that names it, or is left out and counted (skip).",
+    )
+    decode_workers: int = Field(
+        default=0, ge=0, description="Processes that decode images for each worker; 0 decodes in the worker itself."
+    )
+
+    @model_validator(mode="after")
+    def _path_goes_with_folder(self) -> Self:
+        if self.source == "folder" and self.path is None:
+            raise ValueError("path: missing; source folder needs the folder of images, such as path: my-images")
+        if self.source == "digits" and self.path is not None:
+            raise ValueError(f"path: {self.path!r} given; source digits takes none; remove it, or set source: folder")
+        return self
+
+
+class Model(Section):
+    """Which family is searched, and its size at full depth."""
+
+    family: str = Field(default="nfnet", description="The family of models.")
+    variants: tuple[str, ...] = Field(
+        default=("F0", "F1", "F3", "F3+", "F7", "F7+"),
+        min_length=1,
+        description="The variants (depths) to search; default: the paper's six.",
+    )
+    width: float = Field(
+        default=1.0,
+        gt=0,
+        le=16,
+        description="Multiplies every stage's channels; 1 is the paper's, small images need less.",
+    )
+    group_size: int = Field(
+        default=128, ge=1, description="Channels per group of the grouped convolutions; paper: 128."
+    )
+    stem: Literal["paper", "small"] = Field(
+        default="paper",
+        description="paper: four 3x3 convolutions, stride 4 in all; small: one of stride 1, for images up to about 64.",
+    )
+    drop_rate: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the classifier.")
+    drop_path_rate: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
+
+
+class Epochs(Section):
+    """How many passes over the data a trial may make: any number in a range, or the entries of a grid."""
+
+    min: Positive = Field(
+        default=0.25, description="Fewest epochs of a range; a cell that buys fewer is left out. Paper: 0.25."
+    )
+    max: Positive = Field(
+        default=8.0, description="Most epochs of a range; a cell that buys more is left out. Paper: 8."
+    )
+    grid: tuple[Positive, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Instead of a range: what a budget buys is moved to the nearest entry (of the logarithm), "
+        "so budgets are met less exactly. Paper: [0.25, 0.5, 1, 2, 4, 8].",
+    )
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Fewest and most epochs, of the range or of the grid."""
+        return (self.min, self.max) if self.grid is None else (self.grid[0], self.grid[-1])
+
+    @model_validator(mode="after")
+    def _a_range_or_a_grid(self) -> Self:
+        if self.grid is None:
+            if self.max < self.min:
+                raise ValueError(
+                    f"max: {self.max:g} given; allowed: min ({self.min:g}) or more; raise max or lower min"
+                )
+            return self
+        if self.model_fields_set & {"min", "max"}:
+            raise ValueError("grid: given together with min or max; allowed: a range or a grid; remove one of them")
+        if any(low >= high for low, high in zip(self.grid, self.grid[1:], strict=False)):
+            raise ValueError(f"grid: {list(self.grid)} given; allowed: rising numbers, none twice; sort them")
+        return self
+
+
+class LearningRate(Section):
+    """The grid of peak learning rates: base x factor^k for every whole k that stays between min and max."""
+
+    base: Positive | None = Field(
+        default=None,
+        description="A peak learning rate of the grid. null: NFNet's rule, 0.1 x batch size / 256 (1.6 at 4096).",
+    )
+    factor: float = Field(default=2.0, gt=1, description="Ratio of neighbouring rates. Paper: 2.")
+    min: Positive | None = Field(
+        default=None,
+        description="Lowest rate. null: base / 8; the paper's best rates are base / 4, base / 2 and base, "
+        "and a best rate can only be told with worse ones on both sides.",
+    )
+    max: Positive | None = Field(default=None, description="Highest rate. null: 2 x base, by the same reasoning.")
+
+    def base_rate(self, batch_size: int) -> float:
+        """The rate the grid is laid through: `base`, or NFNet's rule."""
+        return self.base if self.base is not None else 0.1 * batch_size / 256
+
+    def rates(self, batch_size: int) -> tuple[float, ...]:
+        """The grid, rising.
+
+        Raises:
+            ValueError: an empty grid, or one of more than `MAX_LEARNING_RATES` rates, in one line.
+        """
+        base = self.base_rate(batch_size)
+        low, high = self.min if self.min is not None else base / 8, self.max if self.max is not None else base * 2
+        slack = 1e-9
+        first = math.ceil(math.log(low / base, self.factor) - slack)
+        last = math.floor(math.log(high / base, self.factor) + slack)
+        if last < first:
+            raise ValueError(
+                f"min {low:g} and max {high:g} given; allowed: bounds around some {base:g} x {self.factor:g}^k; "
+                "move the bounds or the base"
+            )
+        if last - first >= MAX_LEARNING_RATES:
+            raise ValueError(
+                f"factor {self.factor:g} from {low:g} to {high:g} gives {last - first + 1} rates; "
+                f"allowed: {MAX_LEARNING_RATES} or fewer; raise factor (paper: 2)"
+            )
+        return tuple(float(f"{base * self.factor**k:.12g}") for k in range(first, last + 1))
+
+
+class Search(Section):
+    """How trials are proposed within a budget."""
+
+    sampler: Literal["tpe", "gp", "random", "grid"] = Field(
+        default="tpe", description="tpe, gp (Gaussian process), random, or grid (every variant at every learning rate)."
+    )
+    trials: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Trials of each budget. null: all for sampler grid, else two for each variant the budget buys, "
+        "which the paper finds enough to tune the learning rate. No combination of variant and rate is run twice.",
+    )
+    seed: Seed = Field(default=0, description="Seed of the sampler.")
+
+
+class Warmup(Section):
+    """How long the learning rate rises from zero, as exactly one of three measures."""
+
+    epochs: float | None = Field(default=None, ge=0, description="Passes over the data. NFNet on ImageNet: 5 (of 360).")
+    steps: int | None = Field(default=None, ge=0, description="Optimiser steps.")
+    fraction: float | None = Field(default=None, ge=0, lt=1, description="Share of the trial's steps.")
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        given = [name for name in ("epochs", "steps", "fraction") if getattr(self, name) is not None]
+        if len(given) != 1:
+            shown = " and ".join(given) if given else "nothing"
+            raise ValueError(
+                f"{shown} given; allowed: exactly one of epochs, steps, fraction; such as {{fraction: 0.05}}"
+            )
+        return self
+
+    def in_steps(self, *, steps: int, batch_size: int, train_examples: int) -> int:
+        """Warm-up steps of a trial of `steps` steps; may exceed `steps` where epochs or steps were asked for."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is not None:
+            return round(self.epochs * train_examples / batch_size)
+        return round((self.fraction or 0.0) * steps)
+
+
+class Divergence(Section):
+    """When a trial is ended because it will not recover; a loss that is not finite always ends it."""
+
+    factor: float = Field(
+        default=2.0, ge=1, description="How many times the loss of a uniform guess counts as hopeless."
+    )
+    patience: int = Field(default=50, ge=1, description="For how many steps on end.")
+
+
+class Checkpoint(Section):
+    """How often a trial's state is saved, and how many states are kept; the end of a trial is always saved."""
+
+    every_s: Positive | None = Field(default=60.0, description="Seconds between checkpoints; null: not by time.")
+    every_steps: int | None = Field(default=None, ge=1, description="Steps between checkpoints; null: not by steps.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints kept of each trial.")
+
+
+class Training(Section):
+    """How every trial trains: SGD with Nesterov momentum and adaptive gradient clipping, cosine decay to zero."""
+
+    batch_size: int = Field(
+        default=4096, ge=1, description="Examples of one optimiser step, over all workers. Paper: 4096."
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum. Paper: 0.9.")
+    weight_decay: float = Field(default=2e-5, ge=0, description="On weights, not on gains and biases. Paper: 2e-5.")
+    agc_clip: Positive | None = Field(
+        default=0.01,
+        description="Adaptive gradient clipping: largest gradient as a share of its weights; null: off. Paper: 0.01.",
+    )
+    agc_eps: Positive = Field(
+        default=1e-3, description="Smallest norm of weights that clipping reckons with. Paper: 1e-3."
+    )
+    warmup: Warmup = Field(
+        default_factory=lambda: Warmup(fraction=0.05),
+        description="Linear warm-up before the cosine decay: {epochs: n}, {steps: n} or {fraction: x}. The paper does "
+        "not give it, and NFNet's 5 epochs are more than its shortest trials have: default 5 % of the steps.",
+    )
+    label_smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="NFNet: 0.1. The held-out loss is measured without."
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Moving average of the weights, measured beside them; null: none. NFNet: 0.99999.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16",
+        description="Activations; weights stay float32. Paper: bfloat16. On a CPU float32 is faster.",
+    )
+    seed: Seed = Field(default=0, description="Seed of initial weights, order of examples and augmentation.")
+    eval_batch_size: int = Field(default=256, ge=1, description="Held-out examples measured at once, over all workers.")
+    divergence: Divergence = Field(default_factory=Divergence, description="When a trial counts as diverged.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="How often trials are saved.")
+    log_points: int = Field(default=40, ge=1, le=10_000, description="Points of each trial's training curve.")
+
+
+class Compute(Section):
+    """What the study may use of the machine or cluster."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU if there is one, else the CPU."
+    )
+    slices: int = Field(
+        default=1, ge=1, le=10_000, description="Trials that run at the same time, each on its own slice."
+    )
+    cores_per_slice: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU cores of each slice, shared out among its workers as threads; null: machine's cores / slices.",
+    )
+    workers_per_slice: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that train one trial together (data parallel); on GPUs one for each GPU.",
+    )
+    flops_per_core_second: Positive | None = Field(
+        default=None,
+        description="Training FLOPs one core (a CPU core, a GPU) does in a second. Converts budgets in core-hours and "
+        "estimates durations; a finished search prints the measured value.",
+    )
+    recycle_after: int | None = Field(
+        default=None, ge=1, description="Start a slice's workers afresh after so many trials; null: only after a crash."
+    )
+    max_errors: int = Field(
+        default=3,
+        ge=0,
+        description="How often a trial that failed by its own error is tried again; lost machines do not count.",
+    )
+
+
+class Tracking(Section):
+    """The MLflow view of the study."""
+
+    enabled: bool = Field(default=True, description="Whether MLflow is fed at all.")
+    uri: str | None = Field(
+        default=None,
+        min_length=1,
+        description="MLflow's tracking address; null: an SQLite database, mlflow.db in the storage.",
+    )
