@@ -1,0 +1,251 @@
+"""What each budget buys: how many epochs of each variant, in how many steps.
+
+One training step costs three forward passes, so a budget of C FLOPs buys `C / (FLOPs per image x training examples)`
+epochs of a variant (design of arXiv 2310.16764, section 2: every variant at several epoch budgets).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from models.costs import Costs, costs
+from search.sections import Epochs
+from search.study import Study, StudyError
+from search.units import KNOWN_FLOPS_PER_CORE_SECOND
+
+FEW_STEPS: Final = 10
+TRIALS_PER_CELL: Final = 2
+_EDGE = 1e-9
+
+
+def slug(label: str) -> str:
+    """A budget's label fit for a path: "2e13 FLOPs" as "2e13-FLOPs", "2.5e+4 core-hours" as "2.5e4-core-hours"."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", label.replace("+", "")).strip("-.")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One variant within a budget, and the training that the budget buys for it.
+
+    Attributes:
+        variant: the model.
+        epochs: passes over the training examples.
+        steps: optimiser steps, the nearest whole number to `epochs`.
+        warmup_steps: those of them that warm up.
+        flops_per_image: training FLOPs of one image, forward and backward.
+        parameters: trainable numbers of the model.
+        flops: training FLOPs of all steps; a little off the budget where steps are few or epochs are snapped to a grid.
+    """
+
+    variant: str
+    epochs: float
+    steps: int
+    warmup_steps: int
+    flops_per_image: float
+    parameters: int
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An amount of training compute for one trial, what it buys, and how many trials it gets.
+
+    Attributes:
+        label: as the study writes it, such as "2e13 FLOPs".
+        flops: the same in training FLOPs.
+        index: place among the study's budgets, from 0.
+        cells: the variants it buys within the study's epochs, in the study's order; never empty.
+        trials: how many trials are to be run.
+    """
+
+    label: str
+    flops: float
+    index: int
+    cells: tuple[Cell, ...]
+    trials: int
+
+    @property
+    def slug(self) -> str:
+        """The label fit for a path and for trial ids, such as "2e13-FLOPs"."""
+        return slug(self.label)
+
+    def cell(self, variant: str) -> Cell:
+        """The cell of a variant. Raises KeyError if the budget does not buy it."""
+        for cell in self.cells:
+            if cell.variant == variant:
+                return cell
+        raise KeyError(variant)
+
+
+def open_budgets(
+    study: Study, train_examples: int, classes: int, *, flops_per_core_second: float | None = None
+) -> tuple[list[Budget], list[str]]:
+    """The study's budgets, cheapest first, and one-line warnings about what makes little sense.
+
+    Args:
+        study: the study.
+        train_examples: images of one epoch.
+        classes: outputs of the classifier.
+        flops_per_core_second: a measured rate for budgets in core-hours; default: the study's own.
+
+    Raises:
+        StudyError: core-hours that cannot be converted, budgets that do not rise, a budget that buys no variant;
+            one line for each problem.
+    """
+    amounts = _amounts(study, flops_per_core_second or study.compute.flops_per_core_second)
+    sizes = {
+        variant: costs(
+            study.model.family,
+            variant,
+            classes=classes,
+            image_size=study.data.image_size,
+            width=study.model.width,
+            group_size=study.model.group_size,
+            stem=study.model.stem,
+        )
+        for variant in study.model.variants
+    }
+    budgets: list[Budget] = []
+    warnings = _study_warnings(study, train_examples)
+    problems: list[str] = []
+    for index, (quantity, flops) in enumerate(zip(study.budgets, amounts, strict=True)):
+        cells: list[Cell] = []
+        left_out: list[str] = []
+        for variant, size in sizes.items():
+            exact = flops / (size.training_flops * train_examples)
+            epochs = _allowed_epochs(study.epochs, exact)
+            if epochs is None:
+                left_out.append(f"{variant} ({exact:.3g} epochs, outside {_span(study.epochs)})")
+            elif (steps := round(epochs * train_examples / study.training.batch_size)) == 0:
+                left_out.append(f"{variant} ({epochs:.3g} epochs are less than half a step)")
+            else:
+                cells.append(_cell(study, variant, size, epochs, steps, train_examples))
+        if not cells:
+            problems.append(_nothing_bought(study, index, sizes, train_examples))
+            continue
+        if left_out:
+            warnings.append(f"budget {quantity.label}: left out {', '.join(left_out)}")
+        budget = Budget(quantity.label, flops, index, tuple(cells), _trials(study, len(cells)))
+        warnings += _budget_warnings(study, budget, budgets)
+        budgets.append(budget)
+    if problems:
+        raise StudyError("\n".join(problems))
+    return budgets, warnings
+
+
+def _amounts(study: Study, rate: float | None) -> list[float]:
+    """Every budget in FLOPs, rising."""
+    amounts: list[float] = []
+    problems: list[str] = []
+    for index, quantity in enumerate(study.budgets):
+        flops = quantity.flops(rate)
+        if flops is None:
+            problems.append(
+                f"{study.source}: budgets[{index}]: {quantity.label} given, but not the FLOPs a core does in a second; "
+                "set compute.flops_per_core_second (a finished search prints the measured value), or give FLOPs"
+            )
+        elif amounts and flops <= amounts[-1]:
+            problems.append(
+                f"{study.source}: budgets[{index}]: {quantity.label} ({flops:.3g} FLOPs) given after "
+                f"{study.budgets[index - 1].label} ({amounts[-1]:.3g} FLOPs); allowed: rising budgets; sort them"
+            )
+        else:
+            amounts.append(flops)
+    if problems:
+        raise StudyError("\n".join(problems))
+    return amounts
+
+
+def _allowed_epochs(epochs: Epochs, exact: float) -> float | None:
+    """The epochs a cell gets: `exact` within a range, the nearest entry of a grid, or None where it is off either.
+
+    A grid's ends reach half a step (of the logarithm) beyond themselves, as its inner entries do; a lone entry reaches
+    half an octave.
+    """
+    if epochs.grid is None:
+        return exact if epochs.min * (1 - _EDGE) <= exact <= epochs.max * (1 + _EDGE) else None
+    grid = epochs.grid
+    reach_down = math.sqrt(grid[1] / grid[0]) if len(grid) > 1 else math.sqrt(2)
+    reach_up = math.sqrt(grid[-1] / grid[-2]) if len(grid) > 1 else math.sqrt(2)
+    if not grid[0] / reach_down * (1 - _EDGE) <= exact <= grid[-1] * reach_up * (1 + _EDGE):
+        return None
+    return min(grid, key=lambda entry: abs(math.log(entry / exact)))
+
+
+def _cell(study: Study, variant: str, size: Costs, epochs: float, steps: int, train_examples: int) -> Cell:
+    batch_size = study.training.batch_size
+    warmup = study.training.warmup.in_steps(steps=steps, batch_size=batch_size, train_examples=train_examples)
+    flops = float(size.training_flops) * steps * batch_size
+    return Cell(variant, epochs, steps, min(warmup, steps), float(size.training_flops), size.parameters, flops)
+
+
+def _trials(study: Study, cells: int) -> int:
+    """Trials of a budget: none is run twice, so never more than it has combinations of variant and learning rate."""
+    combinations = cells * len(study.learning_rates)
+    if study.search.trials is not None:
+        return min(study.search.trials, combinations)
+    return combinations if study.search.sampler == "grid" else min(TRIALS_PER_CELL * cells, combinations)
+
+
+def _study_warnings(study: Study, train_examples: int) -> list[str]:
+    warnings = [
+        f"{device} core-hours are converted at {rate:.3g} FLOPs per core-second, which is an estimate"
+        for device, rate in KNOWN_FLOPS_PER_CORE_SECOND.items()
+        if any(quantity.device == device for quantity in study.budgets)
+    ]
+    if study.training.batch_size > train_examples:
+        warnings.append(
+            f"training.batch_size {study.training.batch_size} is larger than the {train_examples} training examples: "
+            "a step sees some of them more than once; use a smaller batch"
+        )
+    return warnings
+
+
+def _budget_warnings(study: Study, budget: Budget, earlier: list[Budget]) -> list[str]:
+    warnings: list[str] = []
+    if few := [f"{cell.variant} ({cell.steps})" for cell in budget.cells if cell.steps < FEW_STEPS]:
+        warnings.append(
+            f"budget {budget.label}: fewer than {FEW_STEPS} steps: {', '.join(few)}; "
+            "use a larger budget or a smaller training.batch_size"
+        )
+    if cold := [f"{cell.variant} ({cell.steps})" for cell in budget.cells if cell.warmup_steps >= cell.steps]:
+        warnings.append(
+            f"budget {budget.label}: the warm-up takes all steps: {', '.join(cold)}; "
+            "shorten training.warmup, or give it as a fraction"
+        )
+    seen = {(cell.variant, cell.steps) for other in earlier for cell in other.cells}
+    if again := [f"{cell.variant} ({cell.steps} steps)" for cell in budget.cells if (cell.variant, cell.steps) in seen]:
+        warnings.append(
+            f"budget {budget.label}: trained alike in a smaller budget: {', '.join(again)}; space the budgets wider"
+        )
+    asked, combinations = study.search.trials, len(budget.cells) * len(study.learning_rates)
+    if asked is not None and asked > combinations:
+        warnings.append(
+            f"budget {budget.label}: {asked} trials asked for, but variants and learning rates have {combinations} "
+            f"combinations, so it runs {combinations}; lower search.trials, or widen learning_rate"
+        )
+    elif study.search.sampler == "grid" and budget.trials < combinations:
+        warnings.append(
+            f"budget {budget.label}: {budget.trials} trials cover a part of the grid of {combinations}; "
+            "leave out search.trials for all of it"
+        )
+    return warnings
+
+
+def _nothing_bought(study: Study, index: int, sizes: dict[str, Costs], train_examples: int) -> str:
+    low, high = study.epochs.span
+    epoch_flops = [size.training_flops * train_examples for size in sizes.values()]
+    fewest, most = min(epoch_flops) * low, max(epoch_flops) * high
+    return (
+        f"{study.source}: budgets[{index}]: {study.budgets[index].label} buys no variant within {_span(study.epochs)}; "
+        f"allowed: about {fewest:.2g} to {most:.2g} FLOPs for these variants and data; "
+        "change the budget, epochs or model.variants"
+    )
+
+
+def _span(epochs: Epochs) -> str:
+    low, high = epochs.span
+    return f"the {'range' if epochs.grid is None else 'grid'} of {low:g} to {high:g} epochs"

@@ -1,0 +1,193 @@
+"""What a study would do, before anything is trained: its budgets, cells, steps, FLOPs and expected time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from search.budgets import Budget, Cell, open_budgets
+from search.formats import duration, number, scientific
+from search.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study on its data, in numbers.
+
+    Attributes:
+        study: the study.
+        train_examples, heldout_examples, classes: the data as it was found.
+        budgets: what each budget buys, cheapest first.
+        warnings: one line each.
+        cores_per_slice: cores that train one trial.
+        flops_per_core_second: by variant; empty where nothing is known.
+        measured: whether those were measured by an earlier search, or are the study's estimate.
+    """
+
+    study: Study
+    train_examples: int
+    heldout_examples: int
+    classes: int
+    budgets: tuple[Budget, ...]
+    warnings: tuple[str, ...]
+    cores_per_slice: int
+    flops_per_core_second: Mapping[str, float] = field(default_factory=dict)
+    measured: bool = False
+
+    @property
+    def trials(self) -> int:
+        """Trials of the whole study."""
+        return sum(budget.trials for budget in self.budgets)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole study, if trials are spread evenly over each budget's cells."""
+        return sum(budget.trials * _mean([cell.flops for cell in budget.cells]) for budget in self.budgets)
+
+    def trial_seconds(self, cell: Cell) -> float | None:
+        """Expected seconds of training steps of one trial, or None where no rate is known."""
+        rate = self.flops_per_core_second.get(cell.variant)
+        return None if rate is None else cell.flops / (rate * self.cores_per_slice)
+
+    def budget_seconds(self, budget: Budget) -> float | None:
+        """Expected seconds of a budget's trials on all slices, if they are spread evenly over its cells."""
+        seconds = [self.trial_seconds(cell) for cell in budget.cells]
+        known = [each for each in seconds if each is not None]
+        if len(known) < len(seconds):
+            return None
+        return budget.trials * _mean(known) / min(self.study.compute.slices, budget.trials)
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected seconds of the whole study; budgets follow one another."""
+        each = [self.budget_seconds(budget) for budget in self.budgets]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known) if len(known) == len(each) else None
+
+
+def plan(
+    study: Study,
+    train_examples: int,
+    heldout_examples: int,
+    classes: int,
+    *,
+    measured: Mapping[str, float] | None = None,
+    cores_per_slice: int | None = None,
+) -> Plan:
+    """Plan a study; nothing is trained.
+
+    Args:
+        study: the study.
+        train_examples, heldout_examples, classes: what its data holds.
+        measured: FLOPs per core-second by variant, from an earlier search; a variant without takes their mean.
+        cores_per_slice: cores that train one trial; default: the study's, else this machine's, shared out among the
+            slices; on CUDA one for each worker.
+
+    Raises:
+        StudyError: budgets that cannot be planned, see `search.budgets.open_budgets`.
+    """
+    budgets, warnings = open_budgets(study, train_examples, classes)
+    if measured:
+        typical = _mean(list(measured.values()))
+        rates = {variant: measured.get(variant, typical) for variant in study.model.variants}
+    else:
+        given = study.compute.flops_per_core_second
+        rates = {} if given is None else dict.fromkeys(study.model.variants, given)
+    return Plan(
+        study=study,
+        train_examples=train_examples,
+        heldout_examples=heldout_examples,
+        classes=classes,
+        budgets=tuple(budgets),
+        warnings=tuple(warnings),
+        cores_per_slice=cores_per_slice or _cores_per_slice(study),
+        flops_per_core_second=rates,
+        measured=bool(measured),
+    )
+
+
+def render_plan(plan: Plan, console: Console) -> None:
+    """Print a plan: a table for each budget, the learning rates, the sum, and the warnings.
+
+    Columns: parameters; epochs; optimiser steps and how many of them warm up; training FLOPs of one trial, and their
+    share of the budget (whole steps and grids of epochs do not meet it exactly); expected time of one trial.
+    """
+    study = plan.study
+    console.print(
+        f"[bold]{escape(study.name)}[/bold]: {study.data.source}, {plan.train_examples:,} training and "
+        f"{plan.heldout_examples:,} held-out images of {study.data.image_size} px in {plan.classes:,} classes; "
+        f"batch {study.training.batch_size:,}"
+    )
+    for budget in plan.budgets:
+        console.print()
+        console.print(_budget_table(plan, budget))
+    console.print()
+    rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
+    console.print(f"Learning rates: {rates} (sampler {study.search.sampler})")
+    one_line = not console.is_terminal
+    console.print(_total_line(plan), soft_wrap=one_line)
+    for warning in plan.warnings:
+        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=one_line)
+
+
+def _budget_table(plan: Plan, budget: Budget) -> Table:
+    seconds = plan.budget_seconds(budget)
+    spent = "" if seconds is None else f", {_about(plan)}{duration(seconds)}"
+    trials = "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
+    table = Table(
+        title=escape(f"Budget {budget.label}: {trials}{spent}"),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("variant", no_wrap=True)
+    for heading in ("parameters", "epochs", "steps", "warm-up", "FLOPs", "share", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell in budget.cells:
+        expected = plan.trial_seconds(cell)
+        table.add_row(
+            cell.variant,
+            f"{cell.parameters / 1e6:.2f} M",
+            number(cell.epochs, trim=True),
+            f"{cell.steps:,}",
+            f"{cell.warmup_steps:,}",
+            scientific(cell.flops, 3),
+            f"{cell.flops / budget.flops:.0%}",
+            "unknown" if expected is None else f"{_about(plan)}{duration(expected)}",
+        )
+    return table
+
+
+def _total_line(plan: Plan) -> str:
+    compute = plan.study.compute
+    line = f"In all: {plan.trials} trials, about {scientific(plan.flops, 3)} FLOPs"
+    if plan.seconds is None:
+        return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
+    slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
+    cores = f"{plan.cores_per_slice} {'core' if plan.cores_per_slice == 1 else 'cores'}"
+    source = "measured by an earlier search" if plan.measured else "estimated from compute.flops_per_core_second"
+    return f"{line}, {_about(plan)}{duration(plan.seconds)} of training steps on {slices} of {cores} ({source})"
+
+
+def _about(plan: Plan) -> str:
+    return "" if plan.measured else "~"
+
+
+def _cores_per_slice(study: Study) -> int:
+    compute = study.compute
+    if compute.device == "cuda":
+        return compute.workers_per_slice
+    return compute.cores_per_slice or max(1, (os.cpu_count() or 1) // compute.slices)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
