@@ -121,6 +121,7 @@ class Study(Section):
             eval_batch_size=training.eval_batch_size,
             precision=training.precision,
             log_points=training.log_points,
+            flops_per_image=cell.flops_per_image,
             divergence=DivergenceConfig(**training.divergence.model_dump()),
         )
 

@@ -341,6 +341,7 @@ def test_a_trial_config_says_all_that_the_study_says(monkeypatch: pytest.MonkeyP
     )
     config = trial_config(study)
     assert (config.trial_id, config.seed, config.steps, config.warmup_steps) == ("b-000", 3, 90, 4)
+    assert config.flops_per_image == 1e7
     assert (config.batch_size, config.eval_batch_size, config.precision, config.log_points) == (64, 32, "float32", 7)
     model = config.model
     assert (model.family, model.variant, model.classes, model.image_size) == ("nfnet", "F1", 10, 32)
