@@ -1,0 +1,109 @@
+"""From an image file, or an array, to uint8 RGB of the size a model takes."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from trainables.data.augment import Draws, Images, crop_box
+from trainables.data.errors import DataError
+
+# How to turn an image upright, by its EXIF orientation; from 5 on, width and height are swapped.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders raise on damaged headers and chunks, besides OSError.
+_DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+# What the file itself can be blamed for; any other error number is the storage's, and worth a retry.
+_OF_THE_FILE = frozenset({None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR})
+
+
+def decode_file(path: str, size: int, crop: Draws | None = None) -> Images:
+    """The image at `path` as uint8 [size, size, 3].
+
+    Without `crop`, the shorter side is resized to `size` and the centre kept. With `crop` (uniform numbers,
+    [CROP_DRAWS]), the random box of `augment.crop_box` is resized. EXIF orientation is obeyed; palette, grey, 16-bit
+    and CMYK images become RGB; what is transparent becomes white.
+
+    Raises:
+        DataError: the file is missing, not readable, damaged, or no image; the message names it.
+        OSError: the storage failed (for example EIO, ESTALE); reading again may work.
+    """
+    try:
+        with Image.open(path) as image:
+            return _decode(image, size, crop)
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise _unreadable(path, error) from error
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def resize_array(grey: Images, size: int, crop: Draws | None = None) -> Images:
+    """The same for a grey image in memory, uint8 [H, W]."""
+    return _decode(Image.fromarray(grey), size, crop)
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).replace(repr(path), "").split()) or type(error).__name__
+    return DataError(
+        f"cannot read image {str(Path(path))!r} ({reason}); mend or remove the file, or set data.bad_images to 'skip'"
+    )
+
+
+def _decode(image: Image.Image, size: int, crop: Draws | None) -> Images:
+    orientation = _orientation(image)
+    width, height = reversed(image.size) if orientation >= 5 else image.size
+    if crop is None:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    else:
+        box = crop_box(width, height, crop)
+    image = _smaller(image, min(box[2] - box[0], box[3] - box[1]) // size)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    scale_x, scale_y = image.width / width, image.height / height
+    scaled_box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    rgb = _to_rgb(image)
+    resized = rgb.resize((size, size), Image.Resampling.BICUBIC, box=scaled_box, reducing_gap=3.0)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none that can be read: a camera's bad note spoils no picture."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _smaller(image: Image.Image, factor: int) -> Image.Image:
+    """Lets the JPEG decoder scale down by up to `factor` while it decodes, which is much faster."""
+    if factor >= 2:
+        image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 255 instead of scaling
+        return Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,140 @@
+"""Lists a folder of image files per class, and says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainables.data.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+HELDOUT_NAMES = ("val", "valid", "validation", "test")
+LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Paths of images with their labels, packed: about thirty bytes an image, cheap to send to another process.
+
+    folders: the folder of each label; labels: int32 [n]; names: all file names, end to end; ends: int64 [n + 1],
+    where each name ends (ends[0] is 0).
+    """
+
+    folders: tuple[str, ...]
+    labels: npt.NDArray[np.int32]
+    names: bytes
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def pack(cls, folders: tuple[str, ...], files: list[tuple[int, bytes]]) -> Files:
+        """From (label, file name) pairs."""
+        lengths = [0, *(len(name) for _, name in files)]
+        return cls(
+            folders=folders,
+            labels=np.array([label for label, _ in files], np.int32),
+            names=b"".join(name for _, name in files),
+            ends=np.cumsum(lengths, dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """The path of a file."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.path.join(self.folders[self.labels[index]], os.fsdecode(self._name(index)))
+
+    def select(self, indices: npt.NDArray[np.int64]) -> Files:
+        """Some of the files, in the order given."""
+        return Files.pack(self.folders, [(int(self.labels[index]), self._name(index)) for index in indices])
+
+    def _name(self, index: int) -> bytes:
+        return self.names[self.ends[index] : self.ends[index + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a folder holds; `heldout` is None where it has no held-out folder of its own."""
+
+    train: Files
+    heldout: Files | None
+    classes: tuple[str, ...]
+
+
+def list_folder(path: str) -> Listing:
+    """Lists `path`: train/CLASS/* with val/CLASS/* (or valid, validation, test), train/CLASS/* alone, or CLASS/*.
+
+    Files are taken directly inside a class folder, with the endings of `SUFFIXES` in either case; links are followed,
+    hidden files and folders left out. Classes and files are sorted by name, so that a folder gives the same numbers
+    everywhere.
+
+    Raises:
+        DataError: the folder is missing, has fewer than two classes, a class without images, or a held-out class that
+            training does not have.
+    """
+    root = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(root):
+        state = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise DataError(f"data.path: {path!r} {state}; give a folder that holds {LAYOUTS}")
+    names = _subfolders(root)
+    if "train" not in names or not _subfolders(os.path.join(root, "train")):
+        classes, files = _list_split(root)
+        return Listing(files, None, classes)
+    classes, train = _list_split(os.path.join(root, "train"))
+    heldout_name = next((name for name in HELDOUT_NAMES if name in names), None)
+    if heldout_name is None:
+        return Listing(train, None, classes)
+    _, heldout = _list_split(os.path.join(root, heldout_name), of=classes)
+    return Listing(train, heldout, classes)
+
+
+def _list_split(root: str, of: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Files]:
+    """The classes and files of one split. A held-out split names in `of` the classes that it may have."""
+    found = _subfolders(root)
+    classes = of if of is not None else tuple(found)
+    if not found:
+        raise DataError(f"data.path: {root!r} has no class folders; give a folder that holds {LAYOUTS}")
+    unknown = [name for name in found if name not in set(classes)]
+    if unknown:
+        raise DataError(
+            f"data.path: {root!r} has the class {unknown[0]!r}, which train has not ({len(unknown)} such class(es)); "
+            "add it to train, or remove it here"
+        )
+    if len(classes) < 2:
+        raise DataError(
+            f"data.path: {root!r} has one class only, {classes[0]!r}; give at least two class folders ({LAYOUTS})"
+        )
+    files: list[tuple[int, bytes]] = []
+    present = set(found)
+    for label, name in enumerate(classes):
+        if name in present:
+            folder = os.path.join(root, name)
+            images = _images(folder)
+            if not images:
+                raise DataError(f"data.path: {folder!r} has no images; add some ({', '.join(SUFFIXES)}), or remove it")
+            files.extend((label, image) for image in images)
+    return classes, Files.pack(tuple(os.path.join(root, name) for name in classes), files)
+
+
+def _subfolders(folder: str) -> list[str]:
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+
+
+def _images(folder: str) -> list[bytes]:
+    # A broken link counts as an image: it is named as unreadable later, not silently left out.
+    names = (entry.name for entry in _entries(folder) if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir())
+    return [os.fsencode(name) for name in sorted(names)]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError as error:
+        raise DataError(
+            f"data.path: {folder!r} may not be read ({error.strerror}); give this user the right to"
+        ) from error

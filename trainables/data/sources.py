@@ -1,0 +1,197 @@
+"""Labelled images: handwritten digits, or a folder of image files per class.
+
+A source knows its examples by number, holds no decoded image of a folder in memory, and can be sent to another process.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainables.config import DataConfig
+from trainables.data import folder
+from trainables.data.augment import Draws, Images
+from trainables.data.decode import decode_file, resize_array
+from trainables.data.errors import DataError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A decoded image, uint8 [H, W, 3], and its class."""
+
+    image: Images
+    label: int
+
+
+class ImageSource(Protocol):
+    """Labelled images by number, 0 to len - 1. Reading is safe from several threads, and the source can be pickled."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+
+    def __len__(self) -> int:
+        """How many examples."""
+
+    def __getitem__(self, index: int) -> Example:
+        """The example as it is evaluated, not augmented. Raises DataError where it cannot be read."""
+
+    def read(self, index: int, crop: Draws | None = None) -> Images:
+        """The image as uint8 [image_size, image_size, 3], of a random box where `crop` is given (`augment.crop_box`).
+
+        Raises DataError, naming the image, where it cannot be read.
+        """
+
+    def label(self, index: int) -> int:
+        """The class of an example, without reading the image."""
+
+    def name(self, index: int) -> str:
+        """What a person knows the example by: a path, or "digits[17]"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The images to train on, those held out, and the names of the classes: label k is classes[k]."""
+
+    train: ImageSource
+    heldout: ImageSource
+    classes: tuple[str, ...]
+
+
+def open_splits(config: DataConfig) -> Splits:
+    """Opens what `config` names. No image of a folder is read yet.
+
+    Raises:
+        DataError: the folder is missing or not laid out as it must be, or a setting is out of range.
+    """
+    if config.image_size < 1:
+        raise DataError(f"data.image_size: {config.image_size} is given; give a positive number of pixels, such as 224")
+    if not 0 < config.held_out_fraction < 1:
+        raise DataError(
+            f"data.held_out_fraction: {config.held_out_fraction} is given; give a number between 0 and 1, such as 0.1"
+        )
+    if config.split_seed < 0:
+        raise DataError(f"data.split_seed: {config.split_seed} is given; give a whole number of at least 0")
+    if config.source == "digits":
+        return _open_digits(config)
+    if config.source == "folder":
+        return _open_folder(config)
+    raise DataError(f"data.source: {config.source!r} is given; give 'digits' or 'folder'")
+
+
+def split_off(labels: npt.NDArray[np.int32], fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Splits examples into (train, held-out), class by class: the same fraction of each, chosen by the seed.
+
+    A class of one image stays in training. The choice within a class depends on the seed and that class alone.
+    """
+    held_out = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
+    chosen = np.zeros(len(labels), bool)
+    chosen[np.concatenate(held_out)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+# -------------------------------------------------------------------------------------------------------------- digits
+
+
+@dataclass(frozen=True, slots=True)
+class DigitsSource:
+    """Handwritten digits, in memory: grey uint8 [n, H, W], their labels, and their numbers in scikit-learn's."""
+
+    grey: Images
+    digits: npt.NDArray[np.int32]
+    numbers: Indices
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.read(index), self.label(index))
+
+    def read(self, index: int, crop: Draws | None = None) -> Images:
+        if crop is not None:
+            return resize_array(self.grey[index], self.image_size, crop)
+        return np.repeat(self.grey[index][:, :, None], 3, axis=2)
+
+    def label(self, index: int) -> int:
+        return int(self.digits[index])
+
+    def name(self, index: int) -> str:
+        return f"digits[{self.numbers[index]}]"
+
+
+def _open_digits(config: DataConfig) -> Splits:
+    grey, labels = _load_digits(config.image_size)
+    train, heldout = (
+        DigitsSource(grey[chosen], labels[chosen], chosen, config.image_size)
+        for chosen in split_off(labels, config.held_out_fraction, config.split_seed)
+    )
+    return Splits(train, heldout, tuple(str(digit) for digit in range(10)))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_digits(image_size: int) -> tuple[Images, npt.NDArray[np.int32]]:
+    """scikit-learn's 1,797 digits, 8 x 8 with values 0 to 16, as uint8 [1797, H, W], and their labels."""
+    # Read from the file: importing scikit-learn takes a second or two, and this needs nothing else of it.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError(
+            "data.source: 'digits' needs scikit-learn, which is not installed; install it (pip install scikit-learn)"
+        )
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    return np.stack([resize_array(image, image_size)[:, :, 0] for image in pixels]), table[:, -1].astype(np.int32)
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Image files by class; only their paths are in memory."""
+
+    files: folder.Files
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.read(index), self.label(index))
+
+    def read(self, index: int, crop: Draws | None = None) -> Images:
+        return decode_file(self.files.path(index), self.image_size, crop)
+
+    def label(self, index: int) -> int:
+        return int(self.files.labels[index])
+
+    def name(self, index: int) -> str:
+        return self.files.path(index)
+
+
+def _open_folder(config: DataConfig) -> Splits:
+    if not config.path:
+        raise DataError(f"data.path: nothing is given; give a folder that holds {folder.LAYOUTS}")
+    listing = folder.list_folder(config.path)
+    train, heldout = listing.train, listing.heldout
+    if heldout is None:
+        kept, held = split_off(train.labels, config.held_out_fraction, config.split_seed)
+        if len(held) == 0:
+            raise DataError(
+                f"data.path: {config.path!r} has one image per class, so none can be held out; "
+                "give at least two images of some class, or a folder val/CLASS"
+            )
+        train, heldout = train.select(kept), train.select(held)
+    return Splits(FolderSource(train, config.image_size), FolderSource(heldout, config.image_size), listing.classes)
