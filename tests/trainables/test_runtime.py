@@ -1,0 +1,132 @@
+"""What a runtime promises, on the CPU; and that two workers train as one does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.trainables.trials import Events, tiny_trial
+from trainables.checkpoint import Checkpoints
+from trainables.config import TrialRefused
+from trainables.loop import train
+from trainables.runtime import select_runtime
+from trainables.runtime.torch import peak_of
+
+
+@pytest.fixture
+def runtime():
+    before = torch.get_num_threads()
+    yield select_runtime("cpu", cores=1)
+    torch.set_num_threads(before)
+
+
+def test_it_knows_itself(runtime):
+    assert (runtime.rank, runtime.world, runtime.cores) == (0, 1, 1)
+    assert runtime.device.type == "cpu"
+    assert runtime.compilations == 0
+    assert runtime.peak_flops_per_s("float32") is None
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(TrialRefused, match="device 'tpu' is not known: use auto, cpu or cuda"):
+        select_runtime("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(TrialRefused, match="device 'cuda' is not there"):
+            select_runtime("cuda")
+
+
+def test_a_precision_that_is_not_there_is_refused(runtime, monkeypatch):
+    runtime.check_precision("float32")
+    monkeypatch.setattr(runtime, "_has_bfloat16", lambda: False)
+    with pytest.raises(TrialRefused, match="precision 'bfloat16' is not there on CPU: use float32"):
+        runtime.check_precision("bfloat16")
+
+
+def test_bfloat16_is_what_the_model_computes_in(runtime):
+    with runtime.autocast("bfloat16"):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+    with runtime.autocast("float32"):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_the_seed_alone_decides_what_is_drawn(runtime):
+    runtime.seed(5)
+    first = torch.rand(3)
+    torch.rand(100)
+    runtime.seed(5)
+    assert torch.equal(torch.rand(3), first)
+    runtime.fork_rng(5)
+    assert not torch.equal(torch.rand(3), first)
+
+
+def test_random_state_comes_back(runtime):
+    runtime.seed(1)
+    states = runtime.rng_state()
+    drawn = torch.rand(4)
+    assert runtime.set_rng_state(states)
+    assert torch.equal(torch.rand(4), drawn)
+    assert not runtime.set_rng_state([*states, *states])  # of two workers
+
+
+def test_batches_keep_their_types(runtime):
+    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.ones(2, np.int32)}
+    placed = runtime.to_device(batch)
+    assert placed["image"].dtype == torch.uint8
+    assert placed["label"].dtype == torch.int32
+    assert placed["image"].shape == (2, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA H200", "bfloat16", 989e12),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7e12),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("Tesla T4", "float32", 8.1e12),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", None),
+    ],
+)
+def test_peaks_are_known_by_device_name(name, precision, peak):
+    assert peak_of(name, precision) == peak
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    """One of the workers that train a trial together."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    runtime = select_runtime("cpu", cores=1)
+    events = Events(stop_at=3 if rank == 0 else None)  # only rank 0 hears of the stop
+    config = tiny_trial(f"{folder}/trial", model__drop_rate=0.0, model__drop_path_rate=0.0, log_points=6)
+    stopped = train(config, runtime, events, should_stop=events.should_stop)
+    assert (stopped.outcome, stopped.step) == ("stopped", 3)
+    result = train(config, runtime, events)
+    points = [point for event in events.named("progressed") for point in event["points"]]
+    torch.save({"result": result.to_dict(), "points": points}, f"{folder}/rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_give_the_single_workers_losses(runtime, tmp_path: Path):
+    config = tiny_trial(tmp_path / "single", model__drop_rate=0.0, model__drop_path_rate=0.0, log_points=6)
+    alone = Events()
+    single = train(config, runtime, alone)
+    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    losses = [point[1] for event in alone.named("progressed") for point in event["points"]]
+    assert [point[1] for point in ranks[0]["points"]] == pytest.approx(losses, abs=1e-5)
+    assert ranks[1]["points"] == []  # rank 0 alone reports
+    for rank in ranks:
+        assert rank["result"]["heldout_loss"] == pytest.approx(single.heldout_loss, abs=1e-5)
+        assert rank["result"]["heldout_accuracy"] == pytest.approx(single.heldout_accuracy, abs=0.02)
+        assert rank["result"]["meter"]["images"] == single.meter["images"]
+        assert rank["result"]["meter"]["cores"] == 2
+    weights = [Checkpoints(str(tmp_path / name), keep=1).load_latest()[1]["model"] for name in ("single", "trial")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)

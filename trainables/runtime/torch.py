@@ -1,0 +1,170 @@
+"""The runtime on PyTorch itself: CPU and CUDA, and several workers by DistributedDataParallel."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainables.config import TrialRefused
+from trainables.runtime import DeviceBatch, P, Precision, R
+
+PEAK_FLOPS_PER_S: Final[tuple[tuple[str, dict[Precision, float]], ...]] = (
+    # One GPU's dense peak in NVIDIA's data sheets. float32: TF32 where there is one, as convolutions use by default.
+    ("H200", {"bfloat16": 989e12, "float32": 494e12}),
+    ("H100 PCIe", {"bfloat16": 756e12, "float32": 378e12}),
+    ("H100", {"bfloat16": 989e12, "float32": 494e12}),
+    ("A100", {"bfloat16": 312e12, "float32": 156e12}),
+    ("L40S", {"bfloat16": 362e12, "float32": 183e12}),
+    ("L4", {"bfloat16": 121e12, "float32": 60e12}),
+    ("A10G", {"bfloat16": 70e12, "float32": 35e12}),
+    ("V100", {"float32": 15.7e12}),
+    ("T4", {"float32": 8.1e12}),
+)
+
+
+def peak_of(device_name: str, precision: Precision) -> float | None:
+    """FLOP/s of one GPU by its CUDA device name ("NVIDIA A100-SXM4-80GB"), None if the table has it not."""
+    words = device_name.replace("-", " ").split()
+    for name, peaks in PEAK_FLOPS_PER_S:
+        if all(word in words for word in name.split()):
+            return peaks.get(precision)
+    return None
+
+
+class TorchRuntime:
+    """`trainables.runtime.Runtime` on torch; one device per worker."""
+
+    compilations = 0  # eager: nothing is compiled
+    compile_s = 0.0
+
+    def __init__(self, device: str = "auto", *, cores: int | None = None) -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise TrialRefused(f"device {device!r} is not known: use auto, cpu or cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise TrialRefused("device 'cuda' is not there (torch sees no GPU): use auto or cpu, or mend the driver")
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        up = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if up else (0, 1)
+        if cores is not None:
+            torch.set_num_threads(cores)
+        if on_gpu:
+            local_rank = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
+            self.device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(self.device)
+            self.device_name = torch.cuda.get_device_name(self.device)
+            self.cores, self.losses_every = self.world, 16
+        else:
+            self.device, self.device_name = torch.device("cpu"), "CPU"
+            self.cores, self.losses_every = torch.get_num_threads() * self.world, 1 if self.world == 1 else 16
+        # Flags and sums travel between hosts, also where gradients travel between GPUs.
+        backend_is_gloo = up and dist.get_backend() == "gloo"
+        self._control = dist.new_group(backend="gloo") if self.world > 1 and not backend_is_gloo else None
+
+    # ---- precision
+
+    def check_precision(self, precision: Precision) -> None:
+        if precision == "float32" or self._has_bfloat16():
+            return
+        allowed = "float32" if precision == "bfloat16" else "float32 or bfloat16"
+        raise TrialRefused(f"precision {precision!r} is not there on {self.device_name}: use {allowed}")
+
+    def _has_bfloat16(self) -> bool:
+        if self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+    def peak_flops_per_s(self, precision: Precision) -> float | None:
+        peak = peak_of(self.device_name, precision) if self.device.type == "cuda" else None
+        return peak * self.world if peak else None
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # ---- random state
+
+    def seed(self, seed: int) -> None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def fork_rng(self, seed: int) -> None:
+        self.seed((seed * 1_000_003 + self.rank + 1) % 2**63)
+
+    def rng_state(self) -> list[Tensor]:
+        state = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state = torch.cat((state, torch.cuda.get_rng_state(self.device)))
+        if self.world == 1:
+            return [state]
+        states = [torch.empty_like(state) for _ in range(self.world)]
+        dist.all_gather(states, state, group=self._control)
+        return states
+
+    def set_rng_state(self, states: Sequence[Tensor]) -> bool:
+        host = torch.get_rng_state()
+        extra = torch.cuda.get_rng_state(self.device).numel() if self.device.type == "cuda" else 0
+        if len(states) != self.world or states[self.rank].numel() != host.numel() + extra:
+            return False
+        torch.set_rng_state(states[self.rank][: host.numel()])
+        if extra:
+            torch.cuda.set_rng_state(states[self.rank][host.numel() :], self.device)
+        return True
+
+    # ---- the model and its steps
+
+    def place(self, model: nn.Module) -> nn.Module:
+        # A third faster than the default layout for NFNets on the CPU, and what tensor cores want.
+        placed: nn.Module = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def compile(self, step: Callable[P, R]) -> Callable[P, R]:
+        return step
+
+    # ---- values
+
+    def scalar(self, value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float32, device=self.device)  # a kernel's argument: waits for nothing
+
+    def to_device(self, batch: dict[str, np.ndarray[Any, Any]]) -> DeviceBatch:
+        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        if self.device.type == "cpu":
+            return tensors
+        return {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
+
+    def to_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.detach().cpu() for name, value in values.items()}
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        total = values.detach().to("cpu", torch.float64, copy=True)
+        if self.world > 1:
+            dist.all_reduce(total, group=self._control)
+        return total
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        if self.world == 1:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(bool(vote) for vote in votes)
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,63 @@
+"""The training step and the evaluation step, as functions of tensors that any runtime can make a program of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.optimiser import Optimiser, WeightAverage
+
+Batch = dict[str, Tensor]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 [b, H, W, 3] to float32 [b, 3, H, W] in [-1, 1], in the channels-last layout the images already have."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+
+
+def training_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Cross entropy with label smoothing, weighted, over the size of the batch: sum(weight x loss) / b.
+
+    b counts images of weight 0 too, so the mean over workers (of equal b) is the same sum over the global batch.
+    """
+    losses = F.cross_entropy(logits.float(), batch["label"].long(), reduction="none", label_smoothing=label_smoothing)
+    return (losses * batch["weight"]).sum() / len(losses)
+
+
+def training_step(
+    model: nn.Module, optimiser: Optimiser, average: WeightAverage | None, label_smoothing: float, autocast: Autocast
+) -> Callable[[Batch, Tensor, Tensor], Tensor]:
+    """A step `(batch, learning rate, share of the new weights in the average) -> loss of this worker's part`."""
+
+    def step(batch: Batch, learning_rate: Tensor, share: Tensor) -> Tensor:
+        with autocast():
+            logits = model(as_input(batch["image"]))
+        loss = training_loss(logits, batch, label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step(learning_rate)
+        if average is not None:
+            average.update(share)
+        return loss.detach()
+
+    return step
+
+
+def evaluation_step(model: nn.Module, autocast: Autocast) -> Callable[[Batch], Tensor]:
+    """A step `batch -> sums of [weight x loss, weight x correct, weight]`; no label smoothing."""
+
+    def step(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            with autocast():
+                logits = model(as_input(batch["image"]))
+            logits, label, weight = logits.float(), batch["label"].long(), batch["weight"]
+            losses = F.cross_entropy(logits, label, reduction="none")
+            correct = (logits.argmax(dim=-1) == label).to(torch.float32)
+            return torch.stack(((losses * weight).sum(), (correct * weight).sum(), weight.sum()))
+
+    return step
