@@ -1,0 +1,233 @@
+"""A trial from config to held-out loss: its result, its events, and that no interruption changes either."""
+
+import json
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import trainables.loop
+from tests.trainables.trials import Events, tiny_trial
+from trainables.checkpoint import Checkpoints
+from trainables.config import TrialRefused
+from trainables.loop import train
+from trainables.runtime import select_runtime
+from trainables.trial import flops_per_image
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    before = torch.get_num_threads()
+    yield select_runtime("cpu", cores=1)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runtime, tmp_path_factory):
+    """The trial that the others must equal: its result and its final state."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    events = Events()
+    config = tiny_trial(folder, optimiser__ema_decay=0.9)
+    return train(config, runtime, events), Checkpoints(str(folder), keep=1).load_latest()[1], events
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def assert_same_end(result, folder, undisturbed) -> None:
+    """Equal to the undisturbed trial bit for bit: losses, weights, momenta, averages, random state."""
+    expected, expected_state, _ = undisturbed
+    state = Checkpoints(str(folder), keep=1).load_latest()[1]
+    assert result.outcome == "finished"
+    for name in ("heldout_loss", "heldout_accuracy", "ema_heldout_loss", "train_loss", "step"):
+        assert getattr(result, name) == getattr(expected, name), name
+    for part in ("model", "momenta", "average"):
+        assert state[part].keys() == expected_state[part].keys()
+        for name, value in expected_state[part].items():
+            assert torch.equal(state[part][name], value), f"{part} {name}"
+    assert torch.equal(state["rng"][0], expected_state["rng"][0])
+
+
+def test_a_trial_ends_with_finite_numbers_and_a_meter(undisturbed):
+    result, state, _ = undisturbed
+    assert (result.outcome, result.step, result.reason) == ("finished", 6, None)
+    assert 0 < result.heldout_loss < 10
+    assert 0 <= result.heldout_accuracy <= 1
+    assert result.ema_heldout_loss != result.heldout_loss
+    assert result.meter["images"] == 6 * 16
+    assert result.meter["flops"] == 6 * 16 * 1e6
+    assert result.meter["mfu"] is None
+    assert result.meter["seconds_productive"] > 0
+    assert result.meter["seconds_repeated"] == result.meter["seconds_compilation"] == 0
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict() == state["result"]
+
+
+def test_events_come_in_the_order_of_life(undisturbed):
+    *_, events = undisturbed
+    assert [event["event"] for event in events.events] == ["started", *["progressed"] * 3, "checkpointed"]
+    points = [point for event in events.named("progressed") for point in event["points"]]
+    assert [point[0] for point in points] == [2, 4, 6]
+    assert [point[2] for point in points] == pytest.approx([0.4, 0.4 * 0.6545085, 0.4 * 0.0954915])
+    assert all(np.isfinite(loss) and speed > 0 for _, loss, _, speed in points)
+    json.dumps(events.events)
+
+
+def test_training_learns(runtime, tmp_path):
+    config = tiny_trial(
+        tmp_path, steps=24, batch_size=32, model__drop_rate=0.0, model__drop_path_rate=0.0, flops_per_image=None
+    )
+    result = train(config, runtime, Events())
+    assert result.heldout_loss < 2.25  # a uniform guess has 2.30
+    assert result.meter["flops"] == 24 * 32 * flops_per_image(config) > 1e6
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_trial_goes_on_as_if_nothing_had_been(runtime, tmp_path, undisturbed, stop_at):
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
+    first = Events(stop_at)
+    stopped = train(config, runtime, first, should_stop=first.should_stop)
+    assert (stopped.outcome, stopped.step, stopped.heldout_loss) == ("stopped", stop_at, None)
+    assert first.named("checkpointed") == [{"event": "checkpointed", "step": stop_at}]
+    torch.rand(7)  # what the process does in between has no influence
+    second = Events()
+    result = train(config, runtime, second)
+    assert second.named("started") == [{"event": "started", "step": stop_at}]
+    assert_same_end(result, tmp_path, undisturbed)
+    assert result.meter["images"] == 6 * 16
+    assert result.meter["seconds_repeated"] == result.meter["seconds_restart"] == 0
+
+
+def test_a_stop_during_evaluation_is_seen_too(runtime, tmp_path, undisturbed):
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
+    events = Events(stop_at=7)  # six steps and a batch of the evaluation
+    assert train(config, runtime, events, should_stop=events.should_stop).outcome == "stopped"
+    assert_same_end(train(config, runtime, Events()), tmp_path, undisturbed)
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint_and_repeats_what_was_lost(
+    runtime, tmp_path, undisturbed, monkeypatch
+):
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9, checkpoint__every_steps=3, log_points=6)
+    events = Events()
+    with monkeypatch.context() as patch:
+
+        def rate(step, **settings):
+            if step == 5:
+                raise Killed
+            return 0.0 if step > 5 else learning_rate_at(step, **settings)
+
+        learning_rate_at = trainables.loop.learning_rate_at
+        patch.setattr(trainables.loop, "learning_rate_at", rate)
+        with pytest.raises(Killed):
+            train(config, runtime, events)
+    assert events.named("checkpointed") == [{"event": "checkpointed", "step": 3}]
+    last = events.named("progressed")[-1]
+    assert last["step"] == 5
+    previous = {"step": last["step"], "meter": last["meter"], "time": time.time() - 100}
+    again = Events()
+    result = train(config, runtime, again, previous=previous)
+    assert again.named("started") == [{"event": "started", "step": 3}]
+    state = Checkpoints(str(tmp_path), keep=1).load_latest()[1]
+    for name, value in undisturbed[1]["model"].items():
+        assert torch.equal(state["model"][name], value), name
+    assert result.heldout_loss == undisturbed[0].heldout_loss
+    assert result.meter["images"] == 6 * 16  # steps 4 and 5 count once
+    assert result.meter["seconds_repeated"] > 0
+    assert 0 < result.meter["seconds_restart"] <= 100.1
+
+
+def test_a_trial_after_others_equals_one_in_a_fresh_process(runtime, tmp_path, undisturbed):
+    train(tiny_trial(tmp_path / "other", seed=8, model__variant="F1", steps=2), runtime, Events())
+    torch.manual_seed(1234)
+    random.seed(5)
+    np.random.seed(5)
+    result = train(tiny_trial(tmp_path / "same", optimiser__ema_decay=0.9), runtime, Events())
+    assert_same_end(result, tmp_path / "same", undisturbed)
+
+
+def test_the_seed_changes_the_result(runtime, tmp_path, undisturbed):
+    result = train(tiny_trial(tmp_path, optimiser__ema_decay=0.9, seed=4), runtime, Events())
+    assert result.heldout_loss != undisturbed[0].heldout_loss
+
+
+def test_a_finished_trial_gives_its_result_again_without_training(runtime, undisturbed, tmp_path, monkeypatch):
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
+    first = train(config, runtime, Events())
+
+    def no_training(*_args, **_settings):
+        raise AssertionError("it trained again")
+
+    monkeypatch.setattr(trainables.loop, "train_batches", no_training)
+    events = Events()
+    assert train(config, runtime, events) == first
+    assert events.events == []
+    assert [saved.final for saved in Checkpoints(str(tmp_path), keep=2).saved()] == [True]
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(runtime, tmp_path):
+    config = tiny_trial(tmp_path, optimiser__learning_rate=1e30, optimiser__agc_clip=None, warmup_steps=0)
+    result = train(config, runtime, Events())
+    assert result.outcome == "diverged"
+    assert result.heldout_loss is None
+    assert result.step < 6
+    assert "training loss is " in result.reason
+    assert train(config, runtime, Events()) == result
+
+
+def test_a_loss_above_the_limit_for_long_ends_the_trial_as_diverged(runtime, tmp_path):
+    config = tiny_trial(tmp_path, divergence__factor=0.1, divergence__patience=4, checkpoint__every_steps=3)
+    events = Events(stop_at=3)
+    assert train(config, runtime, events, should_stop=events.should_stop).outcome == "stopped"
+    result = train(config, runtime, Events())  # the count goes on after a restart
+    assert (result.outcome, result.step) == ("diverged", 4)
+    assert result.reason == "training loss above 0.23 (0.1 x ln(classes)) for 4 steps on end, at step 4"
+
+
+def test_checkpoints_follow_the_steps_and_the_last_are_kept(runtime, tmp_path):
+    events = Events()
+    train(tiny_trial(tmp_path, checkpoint__every_steps=2, checkpoint__keep=2), runtime, events)
+    assert [event["step"] for event in events.named("checkpointed")] == [2, 4, 6]
+    assert [(saved.step, saved.final) for saved in Checkpoints(str(tmp_path), keep=2).saved()] == [
+        (4, False),
+        (6, True),
+    ]
+
+
+def test_checkpoints_follow_the_clock(runtime, tmp_path):
+    events = Events()
+    train(tiny_trial(tmp_path, checkpoint__every_s=0.0, steps=3, log_points=1), runtime, events)
+    assert [event["step"] for event in events.named("checkpointed")] == [1, 2, 3]
+
+
+def test_it_trains_on_any_fsspec_address(runtime, undisturbed):
+    config = tiny_trial("memory://loop/trial", optimiser__ema_decay=0.9)
+    events = Events(stop_at=2)
+    train(config, runtime, events, should_stop=events.should_stop)
+    assert train(config, runtime, Events()).heldout_loss == undisturbed[0].heldout_loss
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_name(runtime, tmp_path):
+    events = Events(stop_at=1)
+    train(tiny_trial(tmp_path), runtime, events, should_stop=events.should_stop)
+    with pytest.raises(TrialRefused, match=r"optimiser\.learning_rate was 0\.4 and is now 0\.8"):
+        train(tiny_trial(tmp_path, optimiser__learning_rate=0.8), runtime, Events())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps 0 is too few"),
+        ({"warmup_steps": 7}, "warmup_steps 7 is longer than the run: give 0 to 6"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"model__image_size": 16}, "16 pixels and the data gives 8"),
+        ({"model__variant": "F9"}, "F9"),
+        ({"model__classes": 7}, "model.classes is 7, the data has 10"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(runtime, tmp_path, changes, message):
+    with pytest.raises(TrialRefused, match=message) as caught:
+        train(tiny_trial(tmp_path, **changes), runtime, Events())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,208 @@
+"""One trial, from its config to its held-out loss.
+
+`train` is read from top to bottom: set-up, restore, training loop, evaluation, final checkpoint. It knows of one
+runtime, one folder and one `report` callable, so it runs in a test, in a notebook, or in a worker that has served
+other trials, and gives the same result in each: nothing outlives it but its checkpoints. On the CPU a run that was
+stopped or killed, and resumed, equals an undisturbed one bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.checkpoint import Checkpoints
+from trainables.config import TrialConfig, TrialRefused
+from trainables.data import open_splits
+from trainables.data.pipeline import heldout_batches, train_batches
+from trainables.evaluation import HeldOut, evaluate
+from trainables.meter import Meter
+from trainables.runtime import Runtime
+from trainables.schedule import learning_rate_at
+from trainables.step import training_step
+from trainables.trial import Trial, TrialResult, check, flops_per_image, newest_state
+
+__all__ = ["TrialResult", "train"]
+
+
+def train(
+    config: TrialConfig,
+    runtime: Runtime,
+    report: Callable[[dict[str, Any]], None],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    previous: dict[str, Any] | None = None,
+) -> TrialResult:
+    """Train one trial, or go on with it from its newest checkpoint, and evaluate it.
+
+    `report` gets, on rank 0, `{"event": "started", "step"}`, `{"event": "progressed", "step", "points", "meter"}`
+    with points `[step, training loss, learning rate, images per second]`, and `{"event": "checkpointed", "step"}`.
+    `should_stop` is asked before each step; the workers agree, so one that knows is enough. `previous` tells of an
+    attempt that died: the `{"step", "meter", "time"}` of its last report (see `Meter.resume`).
+
+    A loss that diverges ends the trial with that outcome. A trial that had ended gives its result again at once.
+    Raises `TrialRefused` for what the user must mend, before any training.
+    """
+    # ---- Set-up -----------------------------------------------------------------------------------------------------
+    entered_at = time.time()
+    check(config, runtime)
+    meter = Meter(cores=runtime.cores, peak_flops_per_s=runtime.peak_flops_per_s(config.precision))
+    checkpoints = Checkpoints(config.checkpoint.folder, config.checkpoint.keep)
+    saved = newest_state(checkpoints, config)
+    if saved is not None and saved["result"] is not None:
+        return TrialResult(**saved["result"])
+
+    meter.flops_per_image = flops_per_image(config)
+    splits = open_splits(config.data)
+    if len(splits.classes) != config.model.classes:
+        raise TrialRefused(
+            f"{config.trial_id}: model.classes is {config.model.classes}, the data has {len(splits.classes)}: give that"
+        )
+    trial = Trial.at_start(config, runtime, meter)
+
+    # ---- Restore ----------------------------------------------------------------------------------------------------
+    if saved is not None:
+        trial.restore(saved, runtime)
+    if runtime.all_reduce_sum(torch.tensor([float(trial.step)])).item() != trial.step * runtime.world:
+        raise RuntimeError(
+            f"{config.checkpoint.folder}: the workers found different checkpoints; is the folder shared?"
+        )
+    if saved is not None:
+        meter.resume(trial.step, saved["meter"], saved_at=saved["time"], previous=previous, now=entered_at)
+    elif previous is not None:
+        meter.resume(0, None, previous=previous, now=entered_at)
+    del saved
+    if runtime.rank == 0:
+        checkpoints.clean()
+    last_saved = (trial.step, time.monotonic())
+
+    def save(result: TrialResult | None = None) -> tuple[int, float]:
+        """Write the trial as it is now; all workers take part, rank 0 writes. Returns the step and the time."""
+        with meter.time("checkpoint"):
+            state = trial.snapshot(runtime, result)
+            if runtime.rank == 0:
+                checkpoints.save(trial.step, state, final=result is not None)
+                report({"event": "checkpointed", "step": trial.step})
+        return trial.step, time.monotonic()
+
+    # ---- Training loop ----------------------------------------------------------------------------------------------
+    trial.model.train()
+    parallel = runtime.parallel(trial.model)
+    step = runtime.compile(
+        training_step(
+            parallel,
+            trial.optimiser,
+            trial.average,
+            config.optimiser.label_smoothing,
+            lambda: runtime.autocast(config.precision),
+        )
+    )
+    batches = train_batches(
+        splits.train,
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=trial.step,
+        steps=config.steps,
+        rank=runtime.rank,
+        world=runtime.world,
+    )
+    log_steps = _log_steps(config.steps, config.log_points)
+    stopped = False
+    runtime.synchronise()  # every buffer is there, so the first step is the same program as the second
+    if runtime.rank == 0:
+        report({"event": "started", "step": trial.step})
+    log_started = (trial.step, time.monotonic())
+    with batches:
+        while trial.step < config.steps and trial.losses.reason is None:
+            stopped, due = runtime.agree(should_stop(), _is_due(config, trial.step, last_saved))
+            if stopped:
+                break
+            if due:
+                trial.losses.fetch(runtime, trial.step)
+                last_saved = save()
+                continue
+            host_batch = next(batches)
+            meter.enter(meter.bucket_of(trial.step))
+            trial.skipped += _unreadable(host_batch)
+            learning_rate = learning_rate_at(
+                trial.step,
+                peak=config.optimiser.learning_rate,
+                warmup_steps=config.warmup_steps,
+                steps=config.steps,
+            )
+            share = trial.average.weight_at(trial.step) if trial.average is not None else 0.0
+            compiled_s = runtime.compile_s
+            trial.losses.add(step(runtime.to_device(host_batch), runtime.scalar(learning_rate), runtime.scalar(share)))
+            meter.move(runtime.compile_s - compiled_s, "compilation")
+            meter.count_step(trial.step, config.batch_size)
+            trial.step += 1
+            if trial.step in log_steps or trial.step % runtime.losses_every == 0:
+                trial.losses.fetch(runtime, trial.step)
+            if trial.step in log_steps and trial.losses.reason is None:
+                now = time.monotonic()
+                speed = config.batch_size * (trial.step - log_started[0]) / (now - log_started[1])
+                log_started = (trial.step, now)
+                train_loss = trial.losses.log()
+                if runtime.rank == 0:
+                    points = [[trial.step, train_loss, learning_rate, speed]]
+                    report({"event": "progressed", "step": trial.step, "points": points, "meter": meter.to_dict()})
+            meter.enter("input_wait")
+        trial.losses.fetch(runtime, trial.step)
+    meter.enter("evaluation")
+    if trial.losses.reason is not None:
+        result = trial.ended("diverged", runtime)
+        save(result)
+        return result
+
+    # ---- Evaluation -------------------------------------------------------------------------------------------------
+    def held_out(model: nn.Module) -> HeldOut | None:
+        """The model on the held-out images; None if the trial is to stop."""
+        with heldout_batches(
+            splits.heldout, config.data, batch_size=config.eval_batch_size, rank=runtime.rank, world=runtime.world
+        ) as batches:
+            return evaluate(model, batches, runtime, config.precision, should_stop)
+
+    weights = None if stopped else held_out(trial.model)
+    averaged = held_out(trial.average.model) if weights is not None and trial.average is not None else None
+    if weights is None or (trial.average is not None and averaged is None):
+        if trial.step > last_saved[0]:
+            save()
+        return trial.ended("stopped", runtime)
+
+    # ---- Final checkpoint -------------------------------------------------------------------------------------------
+    result = trial.ended(
+        "finished",
+        runtime,
+        heldout_loss=weights.loss,
+        heldout_accuracy=weights.accuracy,
+        ema_heldout_loss=averaged.loss if averaged is not None else None,
+    )
+    save(result)
+    return result
+
+
+def _log_steps(steps: int, points: int) -> frozenset[int]:
+    """The steps after which to log: `points` of them, spread evenly over the run, always the last."""
+    points = min(max(points, 1), steps)
+    return frozenset(round((k + 1) * steps / points) for k in range(points))
+
+
+def _is_due(config: TrialConfig, step: int, last_saved: tuple[int, float]) -> bool:
+    """Whether a checkpoint is to be written at `step`, the last having been at (step, time)."""
+    every = config.checkpoint
+    if step == last_saved[0]:
+        return False
+    if every.every_steps is not None and step % every.every_steps == 0:
+        return True
+    return every.every_s is not None and time.monotonic() - last_saved[1] >= every.every_s
+
+
+def _unreadable(batch: dict[str, np.ndarray[Any, Any]]) -> int:
+    """How many of the batch's images could not be read (weight 0 and no padding)."""
+    return 0 if batch["weight"].all() else int(np.count_nonzero((batch["weight"] == 0) & (batch["index"] >= 0)))

@@ -1,0 +1,221 @@
+"""The moving parts of one trial in training, and how they become a checkpoint and come back from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from models.costs import costs
+from models.families import build_model
+from trainables.checkpoint import Checkpoints
+from trainables.config import ModelConfig, TrialConfig, TrialRefused
+from trainables.losses import Losses
+from trainables.meter import Meter
+from trainables.optimiser import Optimiser, WeightAverage
+from trainables.runtime import Runtime
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How a trial ended, after `step` steps.
+
+    `heldout_loss` (nats per image, no label smoothing), `heldout_accuracy` (top-1) and `ema_heldout_loss` (of the
+    averaged weights) are there only for a finished trial; `reason` only for a diverged one. `train_loss`: mean since
+    the last log point. `skipped_images`: how often training met an image it could not read. `meter`:
+    `Meter.summary()`.
+    """
+
+    outcome: Literal["finished", "diverged", "stopped"]
+    step: int
+    heldout_loss: float | None
+    heldout_accuracy: float | None
+    ema_heldout_loss: float | None
+    train_loss: float | None
+    skipped_images: int
+    meter: dict[str, Any]
+    reason: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-serialisable values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(slots=True)
+class Trial:
+    """A trial after `step` steps. `skipped` counts unreadable images met by this worker."""
+
+    config: TrialConfig
+    model: nn.Module
+    optimiser: Optimiser
+    average: WeightAverage | None
+    losses: Losses
+    meter: Meter
+    step: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def at_start(cls, config: TrialConfig, runtime: Runtime, meter: Meter) -> Trial:
+        """The trial before its first step: a function of the config alone, whatever this process did before."""
+        runtime.seed(config.seed)
+        model = runtime.place(_build(config.model))
+        decay = config.optimiser.ema_decay
+        trial = cls(
+            config=config,
+            model=model,
+            optimiser=Optimiser(model, config.optimiser),
+            average=WeightAverage(model, decay) if decay is not None else None,
+            losses=Losses(config.divergence, config.model.classes),
+            meter=meter,
+        )
+        runtime.fork_rng(config.seed)
+        return trial
+
+    def snapshot(self, runtime: Runtime, result: TrialResult | None = None) -> dict[str, Any]:
+        """Everything that a restart needs, on the host. All workers must call it."""
+        return {
+            "config": identity(self.config),
+            "step": self.step,
+            "model": runtime.to_host(self.model.state_dict()),
+            "momenta": runtime.to_host(self.optimiser.state_dict()),
+            "average": runtime.to_host(self.average.model.state_dict()) if self.average is not None else None,
+            "rng": runtime.rng_state(),
+            "losses": self.losses.to_dict(),
+            "skipped": self.skipped_by_all(runtime),
+            "meter": self.meter.to_dict(),
+            "time": time.time(),
+            "result": result.to_dict() if result is not None else None,
+        }
+
+    def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
+        """Go back to where `snapshot` was taken, but for the meter, which only goes forward."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["momenta"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        self.losses.load(state["losses"])
+        self.skipped = state["skipped"] if runtime.rank == 0 else 0
+        if not runtime.set_rng_state(state["rng"]):
+            # Another number of workers, or another device: other dropout masks, as good as those it would have drawn.
+            runtime.fork_rng(self.config.seed + self.step)
+
+    def skipped_by_all(self, runtime: Runtime) -> int:
+        """Unreadable images met by all workers together."""
+        return round(runtime.all_reduce_sum(torch.tensor([float(self.skipped)])).item())
+
+    def ended(
+        self,
+        outcome: Literal["finished", "diverged", "stopped"],
+        runtime: Runtime,
+        *,
+        heldout_loss: float | None = None,
+        heldout_accuracy: float | None = None,
+        ema_heldout_loss: float | None = None,
+    ) -> TrialResult:
+        """The trial's result. All workers must call it."""
+        return TrialResult(
+            outcome=outcome,
+            step=self.step,
+            heldout_loss=heldout_loss,
+            heldout_accuracy=heldout_accuracy,
+            ema_heldout_loss=ema_heldout_loss,
+            train_loss=self.losses.logged,
+            skipped_images=self.skipped_by_all(runtime),
+            meter=self.meter.summary(),
+            reason=self.losses.reason,
+        )
+
+
+def check(config: TrialConfig, runtime: Runtime) -> None:
+    """Raise `TrialRefused` for what cannot be trained as configured on this runtime, before any work is done."""
+    runtime.check_precision(config.precision)
+    if config.steps < 1:
+        raise TrialRefused(f"{config.trial_id}: steps {config.steps} is too few: train 1 or more")
+    if not 0 <= config.warmup_steps <= config.steps:
+        raise TrialRefused(
+            f"{config.trial_id}: warmup_steps {config.warmup_steps} is longer than the run: give 0 to {config.steps}"
+        )
+    for name, size in (("batch_size", config.batch_size), ("eval_batch_size", config.eval_batch_size)):
+        if size < 1 or size % runtime.world:
+            raise TrialRefused(
+                f"{config.trial_id}: {name} {size} cannot be split over {runtime.world} workers: give a multiple"
+            )
+    if config.model.image_size != config.data.image_size:
+        raise TrialRefused(
+            f"{config.trial_id}: the model takes images of {config.model.image_size} pixels and the data gives "
+            f"{config.data.image_size}: give both the same image_size"
+        )
+
+
+def flops_per_image(config: TrialConfig) -> float:
+    """Training FLOPs of one image: as given, else counted. Raises `TrialRefused` for a model that cannot be built."""
+    if config.flops_per_image is not None:
+        return config.flops_per_image
+    model = config.model
+    known = {"image_size": model.image_size, "classes": model.classes, "width": model.width}
+    return _refusing(
+        lambda: costs(model.family, model.variant, group_size=model.group_size, stem=model.stem, **known).training_flops  # type: ignore[arg-type]
+    )
+
+
+def identity(config: TrialConfig) -> dict[str, Any]:
+    """What a trial's result depends on: the config without its name, its folder, how often it logs and saves."""
+    values = config.to_dict()
+    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image"):
+        del values[name]
+    del values["data"]["decode_workers"]
+    return values
+
+
+def newest_state(checkpoints: Checkpoints, config: TrialConfig) -> dict[str, Any] | None:
+    """The newest whole checkpoint, or None. Raises `TrialRefused` if it is of another config, naming what differs."""
+    found = checkpoints.load_latest()
+    if found is None:
+        return None
+    state = found[1]
+    saved, given = _flat(state["config"]), _flat(identity(config))
+    for name in sorted(saved.keys() | given.keys()):
+        if saved.get(name) != given.get(name):
+            raise TrialRefused(
+                f"{checkpoints.folder}: its checkpoint is of another trial: {name} was {saved.get(name)!r} and is now "
+                f"{given.get(name)!r}; give the old value, or another folder"
+            )
+    return state
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _build(model: ModelConfig) -> nn.Module:
+    return _refusing(
+        lambda: build_model(
+            model.family,
+            model.variant,
+            classes=model.classes,
+            image_size=model.image_size,
+            width=model.width,
+            group_size=model.group_size,
+            stem=model.stem,
+            drop_rate=model.drop_rate,
+            drop_path_rate=model.drop_path_rate,
+        )
+    )
+
+
+def _refusing(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except ValueError as error:
+        raise TrialRefused(str(error)) from error
