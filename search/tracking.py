@@ -1,0 +1,378 @@
+"""MLflow, a view of the ledger: fed by one background thread, rebuilt at any time, never waited for.
+
+One experiment per study. In it, per run of the study: a run "study run-1" that holds the study file and the figures, a
+parent run per budget (with the budget's own figures), and a child run per trial. Runs are found by their tags
+`convscale.ledger` and `convscale.key` before they are made, each run remembers in `convscale.seq` the last event that
+reached it, and every metric point carries the ledger's time; so restarts, outages and repeated `sync`s add what is
+missing and nothing else.
+
+A trial that is suggested or waits to be taken up again is SCHEDULED, one that trains RUNNING, and then FINISHED,
+KILLED (diverged) or FAILED. The only file that imports mlflow, and lazily: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from search.feeder import Feeder
+from search.ledger import Record
+from search.tracked_runs import STUDY_KEY, TrackedRun, TrackedStudy, budget_key
+from search.tracking_uri import TrackingError, check_uri, reason_of, shown, sqlite_path
+
+METRICS_PER_CALL: Final = 1000
+# One short try per call: trying again is the feeder's work, and it does not block anyone. The other switches keep
+# MLflow silent.
+_ENVIRONMENT: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_CONFIGURE_LOGGING": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# What a server answers to a request that will not get better by waiting.
+_REFUSALS: Final = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_STATE",
+)
+
+
+def _is_refusal(error: Exception) -> bool:
+    return getattr(error, "error_code", None) in _REFUSALS
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(slots=True)
+class _RemoteRun:
+    """A run as the server has it."""
+
+    run_id: str
+    status: str
+    seq: int
+    artifact_uri: str
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, run: Any) -> _RemoteRun:
+        prefix = "convscale.artifact."
+        digests = {key.removeprefix(prefix): value for key, value in run.data.tags.items() if key.startswith(prefix)}
+        seq = int(run.data.tags.get("convscale.seq", -1))
+        return cls(run.info.run_id, run.info.status, seq, run.info.artifact_uri, digests)
+
+
+class _Server:
+    """The calls to MLflow, for the runs of one ledger in one experiment: on the tracking store, no fluent state."""
+
+    def __init__(self, uri: str, artifact_root: str | None, experiment: str, ledger: str) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        for name in ("mlflow", "alembic"):
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.WARNING)
+            if not logger.handlers:
+                logger.addHandler(logging.NullHandler())
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        self.uri, self.ledger = uri, ledger
+        who = hashlib.sha256(f"{uri} {ledger}".encode()).hexdigest()[:16]
+        self._lock = Path(tempfile.gettempdir()) / f"convscale-mlflow-{os.getuid()}-{who}.lock"
+        if uri.startswith("sqlite:"):
+            database = sqlite_path(uri)
+            database.parent.mkdir(parents=True, exist_ok=True)
+            artifact_root = artifact_root or str(database.absolute().with_name("mlartifacts"))
+            self._lock = database.with_name(f"{database.name}.lock")
+        with _locked(self._lock):
+            self._store = _get_store(uri, artifact_root)
+            self._experiment = self._find_or_create_experiment(experiment, artifact_root)
+
+    def _find_or_create_experiment(self, name: str, artifact_root: str | None) -> str:
+        experiment = self._store.get_experiment_by_name(name)
+        if experiment is None:
+            location = artifact_root and f"{artifact_root.rstrip('/')}/{name}"
+            return str(self._store.create_experiment(name, location, []))
+        if experiment.lifecycle_stage != "active":
+            self._store.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    def runs(self, key: str | None = None) -> dict[str, _RemoteRun]:
+        """The ledger's runs by their keys: all, or the one of `key`. Of two with one key, the older."""
+        from mlflow.entities import ViewType
+
+        wanted = f"tags.`convscale.ledger` = '{self.ledger}'"
+        if key is not None:
+            wanted += f" AND tags.`convscale.key` = '{key}'"
+        found: dict[str, _RemoteRun] = {}
+        token: str | None = None
+        while token is None or token:
+            page = self._store.search_runs(
+                [self._experiment], wanted, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time ASC"], token
+            )
+            for run in page:
+                found.setdefault(run.data.tags["convscale.key"], _RemoteRun.of(run))
+            token = page.token or ""
+        return found
+
+    def create(self, run: TrackedRun, parent_id: str | None) -> tuple[_RemoteRun, bool]:
+        """Find or create a run; also says whether it was created."""
+        from mlflow.entities import RunTag
+
+        with _locked(self._lock):
+            if found := self.runs(run.key):
+                return found[run.key], False
+            tags = {"mlflow.user": "convscale", "mlflow.source.name": "convscale", **run.changes(-1).tags}
+            if parent_id is not None:
+                tags["mlflow.parentRunId"] = parent_id
+            made = self._store.create_run(
+                self._experiment, "convscale", run.started_ms, [RunTag(*tag) for tag in tags.items()], run.name
+            )
+        return _RemoteRun.of(made), True
+
+    def update(self, remote: _RemoteRun, run: TrackedRun) -> int:
+        """Give a run all it lacks; returns the number of metric points sent."""
+        from mlflow.entities import Metric, Param, RunStatus, RunTag
+
+        seq, changes = run.seq, run.changes(remote.seq)
+        points = [Metric(point.name, point.value, point.time_ms, point.step) for point in changes.points]
+        params = [Param(*param) for param in changes.params.items()]
+        tags = [RunTag(*tag) for tag in changes.tags.items()]
+        if params:
+            self._store.log_batch(remote.run_id, [], params, [])
+        while len(points) > METRICS_PER_CALL // 2:
+            self._store.log_batch(remote.run_id, points[: METRICS_PER_CALL // 2], [], [])
+            del points[: METRICS_PER_CALL // 2]
+        if run.status != remote.status:
+            self._store.update_run_info(remote.run_id, RunStatus.from_string(run.status), run.ended_ms, None)
+            remote.status = run.status
+        if seq > remote.seq:  # last, so that it is only true once everything else is there
+            self._store.log_batch(remote.run_id, points, [], [*tags, RunTag("convscale.seq", str(seq))])
+        remote.seq = seq
+        return len(changes.points)
+
+    def put_artifact(self, remote: _RemoteRun, name: str, content: bytes) -> None:
+        """Store a file with a run, unless the run has it."""
+        from mlflow.entities import RunTag
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        if remote.digests.get(name) == digest:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            get_artifact_repository(remote.artifact_uri, tracking_uri=self.uri).log_artifact(str(path), None)
+        self._store.log_batch(remote.run_id, [], [], [RunTag(f"convscale.artifact.{name}", digest)])
+        remote.digests[name] = digest
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file to keep with a budget's run, or with the study's (None)."""
+
+    name: str
+    content: bytes
+    budget: str | None = None
+
+    @classmethod
+    def read(cls, path: str | Path, budget: str | None = None) -> Artifact:
+        """The file as it is now. Raises OSError."""
+        return cls(Path(path).name, Path(path).read_bytes(), budget)
+
+    @property
+    def key(self) -> str:
+        return STUDY_KEY if self.budget is None else budget_key(self.budget)
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What a delivery did: runs in all, runs made, runs updated, metric points sent, and what was refused and why."""
+
+    runs: int = 0
+    created: int = 0
+    updated: int = 0
+    points: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class _Mirror:
+    """Keeps a server equal to the ledger. `flush` is idempotent; after an exception it looks at the server anew."""
+
+    def __init__(self, uri: str, artifact_root: str | None, study: str, run: str) -> None:
+        self.tracked = TrackedStudy(study, run)
+        self.report = SyncReport()
+        self._place = (uri, artifact_root, study)
+        self._server: _Server | None = None
+        self._remote: dict[str, _RemoteRun] = {}
+        self._artifacts: dict[tuple[str, str], bytes] = {}
+
+    def take(self, items: Iterable[Record | Artifact]) -> None:
+        for item in items:
+            if isinstance(item, Artifact):
+                self._artifacts[item.key, item.name] = item.content
+                continue
+            self.tracked.apply(item)
+            if item.event == "study_opened":
+                self._artifacts[STUDY_KEY, Path(item["study_path"]).name] = item["study_file"].encode()
+
+    def flush(self) -> None:
+        """Bring every run up to date. Raises what MLflow raises when the server does not answer."""
+        if not self.tracked.ledger:
+            return
+        self.report.runs = len(self.tracked.runs)
+        refused_once: set[str] = set()
+        while (key := self._flush_until_refused(refused_once)) is not None:
+            refused_once.add(key)
+            self._server = None
+
+    def _flush_until_refused(self, refused_once: set[str]) -> str | None:
+        """One pass. A run that is refused may have been deleted: its key is returned, for a second pass."""
+        server = self._connected()
+        for key, run in self.tracked.runs.items():
+            if key in self.report.refused:
+                continue
+            try:
+                self._update(server, key, run)
+            except Exception as error:
+                if not _is_refusal(error):
+                    self._server = None
+                    raise
+                if key not in refused_once:
+                    return key
+                self.report.refused[key] = reason_of(error)
+        self._put_artifacts(server)
+        return None
+
+    def _connected(self) -> _Server:
+        if self._server is None:
+            self._remote = {}
+            server = _Server(*self._place, self.tracked.ledger)
+            self._remote = server.runs()
+            self._server = server
+        return self._server
+
+    def _update(self, server: _Server, key: str, run: TrackedRun) -> None:
+        remote = self._remote.get(key)
+        if remote is None:
+            parent = self._remote.get(run.parent) if run.parent else None
+            remote, created = server.create(run, parent.run_id if parent else None)
+            self._remote[key] = remote
+            self.report.created += created
+        if remote.seq < run.seq or (remote.status != run.status and remote.seq == run.seq):
+            self.report.points += server.update(remote, run)
+            self.report.updated += 1
+
+    def _put_artifacts(self, server: _Server) -> None:
+        for (key, name), content in list(self._artifacts.items()):
+            if (remote := self._remote.get(key)) is None:
+                continue
+            try:
+                server.put_artifact(remote, name, content)
+            except Exception as error:
+                if not (_is_refusal(error) or isinstance(error, ImportError)):
+                    self._server = None
+                    raise
+                self.report.refused[f"the file {name}"] = reason_of(error)
+            del self._artifacts[key, name]
+
+
+class MlflowView:
+    """MLflow's runs of a study, kept up with the ledger by a background thread. Feed it the ledger from its first
+    record, always.
+
+    An address that does not answer is said once through `say` (a line), tried again in the background, and then given
+    everything in order. Raises `TrackingError` at once if the address is malformed.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        artifact_root: str | None,
+        study: str,
+        run: str,
+        say: Callable[[str], None],
+        linger_s: float = 1.0,
+        retry_s: tuple[float, float] = (1.0, 30.0),
+    ) -> None:
+        check_uri(uri)
+        self._where, self._say = f"MLflow at {shown(uri)}", say
+        self._mirror = _Mirror(uri, artifact_root, study, run)
+        self._next_seq, self._refusals_said = 0, 0
+        self._feeder: Feeder[Record | Artifact] = Feeder(
+            "mlflow",
+            self._deliver,
+            on_error=self._unreachable,
+            on_recovered=self._recovered,
+            linger_s=linger_s,
+            retry_s=retry_s,
+        )
+
+    def feed(self, record: Record) -> None:
+        """Queue one event; returns at once. One that was fed before is passed over; ValueError if one is left out."""
+        if record.seq > self._next_seq:
+            raise ValueError(
+                f"event {record.seq} was fed after event {self._next_seq - 1}; feed the ledger from its first event"
+            )
+        if record.seq == self._next_seq:
+            self._next_seq += 1
+            self._feeder.put(record)
+
+    def artifact(self, path: str | Path, budget: str | None = None) -> None:
+        """Queue a file, as it is now, for the study's run, or for a budget's; returns at once. Raises OSError."""
+        self._feeder.put(Artifact.read(path, budget))
+
+    def close(self, timeout_s: float) -> int:
+        """Deliver what waits, for `timeout_s` at most. Returns how many events and files are not delivered: `sync`
+        catches up.
+        """
+        return self._feeder.close(timeout_s) + len(self._mirror.report.refused)
+
+    def _deliver(self, items: Sequence[Record | Artifact]) -> None:
+        self._mirror.take(items)
+        self._mirror.flush()
+        for key, reason in list(self._mirror.report.refused.items())[self._refusals_said :]:
+            self._refusals_said += 1
+            self._say(f"{self._where} refused {key} ({reason}); the ledger has it, and the search goes on")
+
+    def _unreachable(self, error: Exception) -> None:
+        waits = "the search goes on, and MLflow gets it all when it answers"
+        self._say(f"{self._where} cannot be reached ({reason_of(error)}); {waits}")
+
+    def _recovered(self, count: int) -> None:
+        self._say(f"{self._where} answers again; delivered {count:,} events that had waited")
+
+
+def sync(
+    records: Sequence[Record], uri: str, *, artifact_root: str | None, artifacts: Sequence[Artifact] = ()
+) -> SyncReport:
+    """Bring a server up to date from a ledger, in this thread; any number of times, without duplicates.
+
+    Raises `TrackingError` if the address is malformed or does not answer, or if the ledger holds no study.
+    """
+    check_uri(uri)
+    if not records or records[0].event != "study_opened":
+        raise TrackingError("the ledger holds no study yet; start the search first")
+    mirror = _Mirror(uri, artifact_root, records[0]["study"], records[0]["run"])
+    mirror.take([*records, *artifacts])
+    try:
+        mirror.flush()
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {shown(uri)} cannot be reached ({reason_of(error)}); start it, or correct the address"
+        ) from error
+    return mirror.report

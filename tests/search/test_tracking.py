@@ -1,0 +1,475 @@
+"""MLflow shows what the ledger says: once each, whatever happened in between."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.ledger import Record
+from search.state import StudyState
+from search.tracking import Artifact, MlflowView, _Mirror, sync
+from search.tracking_uri import TrackingError, check_uri, default_uri
+from tests.search.ledgers import synthetic_records
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    """A study of three budgets, two trials each, one of them failed and one diverged."""
+    records = synthetic_records(trials=2, fail=1)
+    ends = [record for record in records if record.event == "trial_ended"]
+    ends[-1].fields["outcome"] = "diverged"
+    closed = [record for record in records if record.event == "budget_closed"]
+    closed[-1].fields["best"] = ends[-2]["trial"]
+    ends[-1].fields["result"] |= {"heldout_loss": math.nan, "train_loss": math.inf, "reason": "loss is not finite"}
+    return records
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An MLflow database with its tables and nothing in them: making one takes seconds."""
+    storage = tmp_path_factory.mktemp("empty")
+    uri, root = default_uri(storage)
+    view = MlflowView(uri, artifact_root=root, study="none", run="run-1", say=print)
+    assert view.close(60) == 0
+    assert not (storage / "mlflow.db").exists()  # nothing fed, nothing made
+    from mlflow.tracking import MlflowClient
+
+    MlflowClient(uri).search_experiments()
+    return (storage / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def storage(tmp_path: Path, empty_database: bytes) -> Path:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    return tmp_path
+
+
+def view_of(uri: str, root: str | None, said: list[str] | None = None, study: str = "digits") -> MlflowView:
+    say = print if said is None else said.append
+    return MlflowView(uri, artifact_root=root, study=study, run="run-1", say=say, linger_s=0.01, retry_s=(0.05, 0.1))
+
+
+def show(records: Sequence[Record], storage: Path) -> None:
+    said: list[str] = []
+    view = view_of(*default_uri(storage), said)
+    for record in records:
+        view.feed(record)
+    assert view.close(60) == 0
+    assert said == []
+
+
+def contents(uri: str, experiment: str = "digits") -> dict[str, dict[str, Any]]:
+    """Everything the server holds of a study, by the runs' keys; a run that is there twice fails."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs: dict[str, dict[str, Any]] = {}
+    for run in client.search_runs([found.experiment_id], max_results=1000):
+        key = run.data.tags["convscale.key"]
+        assert key not in runs
+        history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        runs[key] = {
+            "id": run.info.run_id,
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "time": (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": {name: value for name, value in run.data.tags.items() if name != "mlflow.parentRunId"},
+            "parent": run.data.tags.get("mlflow.parentRunId"),
+            "points": {
+                name: sorted((point.step, point.value, point.timestamp) for point in points)
+                for name, points in history.items()
+            },
+            "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+        }
+    return runs
+
+
+def essence(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Contents without what every server makes up for itself."""
+    return {key: {name: run[name] for name in run if name not in ("id", "parent")} for key, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(
+    records: list[Record], empty_database: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What a search that nothing disturbed leaves behind."""
+    storage = tmp_path_factory.mktemp("whole")
+    (storage / "mlflow.db").write_bytes(empty_database)
+    show(records, storage)
+    return contents(default_uri(storage)[0])
+
+
+def test_a_run_per_trial_under_a_run_per_budget(records: list[Record], whole: dict[str, dict[str, Any]]) -> None:
+    state = StudyState.of(records)
+    assert set(whole) == {"study", *(f"budget {label}" for label in state.budgets), *state.trials}
+    assert whole["study"]["name"] == "study run-1"
+    assert whole["study"]["files"] == ["digits.yaml"]
+    for label, budget in state.budgets.items():
+        run = whole[f"budget {label}"]
+        assert (run["name"], run["status"], run["parent"]) == (label, "FINISHED", None)
+        assert run["params"]["budget_flops"] == f"{budget.flops:.6g}"
+        if budget.best is not None:
+            assert run["points"]["best_heldout_loss"][-1][1] == budget.best.heldout_loss
+            assert run["tags"]["convscale.best_trial"] == budget.best.trial_id
+        assert all(whole[trial.trial_id]["parent"] == run["id"] for trial in budget.trials)
+
+
+def test_a_trials_run_says_all_about_it(records: list[Record], whole: dict[str, dict[str, Any]]) -> None:
+    for trial in StudyState.of(records).trials.values():
+        run = whole[trial.trial_id]
+        assert run["name"] == f"{trial.variant} lr {trial.learning_rate:g}"
+        assert run["params"].keys() == {
+            "variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "budget_flops", "parameters",
+        }  # fmt: skip
+        assert run["params"]["steps"] == str(trial.steps)
+        expected = {
+            "study": "digits",
+            "run": "run-1",
+            "kind": "trial",
+            "budget": trial.budget,
+            "trial": trial.trial_id,
+            "variant": trial.variant,
+            "epochs": f"{trial.epochs:.6g}",
+            "learning_rate": f"{trial.learning_rate:.6g}",
+            "outcome": trial.outcome,
+            "code_version": "0.1.0",
+            "device": "cpu",
+        }
+        assert {f"convscale.{name}": value for name, value in expected.items()}.items() <= run["tags"].items()
+        end = next(r for r in records if r.event == "trial_ended" and r["trial"] == trial.trial_id)
+        assert run["time"] == (round(1000 * trial.suggested_at), round(1000 * end.time))
+        step = trial.result["step"]
+        for name in ("core_hours", "core_hours_total", "flops", "goodput", "seconds_productive", "seconds_repeated"):
+            assert run["points"][name] == [(step, trial.meter[name], run["time"][1])]
+        assert run["points"]["mean_images_per_second"][0][1] == trial.meter["images_per_second"]
+        for name in ("train_loss", "learning_rate", "images_per_second"):
+            assert len(run["points"][name]) == 1
+
+
+def test_outcomes_are_statuses_and_what_is_not_finite_is_no_metric(
+    records: list[Record], whole: dict[str, dict[str, Any]]
+) -> None:
+    trials = StudyState.of(records).trials.values()
+    assert {trial.outcome for trial in trials} == {"finished", "failed", "diverged"}
+    for trial in trials:
+        run, status = whole[trial.trial_id], {"finished": "FINISHED", "failed": "FAILED", "diverged": "KILLED"}
+        assert run["status"] == status[trial.outcome or ""]
+        assert ("heldout_loss" in run["points"]) == (trial.outcome == "finished")
+        if trial.outcome == "diverged":
+            assert run["tags"]["convscale.reason"] == "loss is not finite"
+        if trial.outcome == "failed":
+            assert run["tags"]["convscale.error"].startswith("RuntimeError")
+
+
+def test_a_search_that_was_cut_off_goes_on_in_the_same_runs(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    uri, _ = default_uri(storage)
+    cut = 1 + max(record.seq for record in records if record.event == "trial_progressed")
+    show(records[:cut], storage)
+    before = contents(uri)
+    assert before[records[cut - 1]["trial"]]["status"] == "RUNNING"
+    assert before["study"]["status"] == "RUNNING"
+    show(records, storage)
+    after = contents(uri)
+    assert {key: run["id"] for key, run in before.items()}.items() <= {
+        key: run["id"] for key, run in after.items()
+    }.items()
+    assert essence(after) == essence(whole)
+
+
+def test_feeding_and_syncing_again_change_nothing(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    uri, root = default_uri(storage)
+    first = sync(records, uri, artifact_root=root)
+    assert (first.runs, first.created, first.updated) == (len(whole), len(whole), len(whole))
+    for _ in range(2):
+        again = sync(records, uri, artifact_root=root)
+        assert (again.created, again.updated, again.points, again.refused) == (0, 0, 0, {})
+    show(records, storage)
+    assert essence(contents(uri)) == essence(whole)
+
+
+def test_values_that_are_there_already_are_not_doubled_when_the_mark_is_lost(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    """As after a crash between the values and the mark of how far they go."""
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    sync(records, uri, artifact_root=root)
+    client = MlflowClient(uri)
+    for run in contents(uri).values():
+        client.delete_tag(run["id"], "convscale.seq")
+    assert sync(records, uri, artifact_root=root).updated == len(whole)
+    assert essence(contents(uri)) == essence(whole)
+
+
+def test_a_run_that_is_deleted_meanwhile_comes_back_whole(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    mirror = _Mirror(uri, root, "digits", "run-1")
+    mirror.take(records[:6])
+    mirror.flush()
+    for run in contents(uri).values():
+        MlflowClient(uri).delete_run(run["id"])
+    mirror.take(records)
+    mirror.flush()
+    assert mirror.report.refused == {}
+    runs = {key: run | {"files": whole[key]["files"]} for key, run in contents(uri).items()}
+    assert essence(runs) == essence(whole)
+    assert [key for key, run in runs.items() if run["parent"] is None] == [
+        key for key, run in runs.items() if whole[key]["parent"] is None
+    ]
+
+
+def test_what_is_refused_is_said_once_and_holds_up_nothing_else(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    trial = records[3]["trial"]
+    sync(records[:5], uri, artifact_root=root)
+    client, run = MlflowClient(uri), contents(uri)[trial]["id"]
+    client.delete_tag(run, "convscale.seq")
+    said: list[str] = []
+    view = view_of(uri, root, said)
+    for record in records:
+        changed = record.fields | {"batch_size": 1} if record.get("trial") == trial else record.fields
+        view.feed(dataclasses.replace(record, fields=changed))
+    assert view.close(60) == 1
+    assert len(said) == 1
+    assert f"refused {trial}" in said[0]
+    others, expected = (essence({k: v for k, v in runs.items() if k != trial}) for runs in (contents(uri), whole))
+    assert others == expected
+
+
+def test_two_studies_of_one_name_do_not_mix(records: list[Record], storage: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    other = [dataclasses.replace(record, time=record.time + 1) for record in records[:6]]
+    for ledger in (records[:6], other, records[:6]):
+        sync(ledger, uri, artifact_root=root)
+    experiment = MlflowClient(uri).get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = MlflowClient(uri).search_runs([experiment.experiment_id])
+    assert len(runs) == 6
+    assert len({run.data.tags["convscale.ledger"] for run in runs}) == 2
+
+
+def test_trials_at_once_repeated_steps_and_an_interruption(records: list[Record], storage: Path) -> None:
+    head = records[:3]
+    events: list[tuple[str, dict[str, Any]]] = []
+    suggested = [record for record in records if record.event == "trial_suggested"][:2]
+    a, b = (record["trial"] for record in suggested)
+    events += [("trial_suggested", record.fields) for record in suggested]
+    events += [("trial_started", {"trial": t, "slice": 0, "attempt": 1, "step": 0, "wait_s": 0.0}) for t in (a, b)]
+    for trial, steps in ((a, (1, 2)), (b, (1,)), (a, (3, 4)), (b, (2, math.nan))):
+        points = [[k if k == k else 3, 1.0 if k == k else math.nan, 0.1, 5.0] for k in steps]
+        events.append(("trial_progressed", {"trial": trial, "step": points[-1][0], "points": points, "meter": {}}))
+    events.append(("trial_started", {"trial": a, "slice": 1, "attempt": 2, "step": 2, "wait_s": 0.0}))
+    repeated = [[3, 1.0, 0.1, 6.0], [4, 1.0, 0.1, 6.0], [5, 1.0, 0.1, 6.0]]
+    events.append(("trial_progressed", {"trial": a, "step": 5, "points": repeated, "meter": {}}))
+    events.append(("session_ended", {"reason": "interrupted"}))
+    for event, fields in events:
+        head.append(Record(len(head), head[-1].time + 1, event, fields))
+    show(head, storage)
+    runs = contents(default_uri(storage)[0])
+    assert [step for step, *_ in runs[a]["points"]["train_loss"]] == [1, 2, 3, 4, 5]
+    assert [step for step, *_ in runs[b]["points"]["train_loss"]] == [1, 2]
+    assert [step for step, *_ in runs[b]["points"]["images_per_second"]] == [1, 2, 3]
+    assert runs[a]["tags"]["convscale.attempts"] == "2"
+    assert {run["status"] for run in runs.values()} == {"SCHEDULED"}
+
+
+def test_thousands_of_points_are_delivered(records: list[Record], storage: Path) -> None:
+    head = records[:5]
+    points = [[k, 1.0, 0.1, 5.0] for k in range(1500)]
+    fields = {"trial": head[3]["trial"], "step": 1500, "points": points, "meter": {}}
+    show([*head, Record(5, head[-1].time + 1, "trial_progressed", fields)], storage)
+    run = contents(default_uri(storage)[0])[head[3]["trial"]]
+    assert {len(values) for values in run["points"].values()} == {1500}
+
+
+def test_figures_go_to_the_study_or_to_a_budget_and_nothing_to_the_working_directory(
+    records: list[Record], storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = storage / "here"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    figure = storage / "frontier.png"
+    figure.write_bytes(b"one")
+    uri, root = default_uri(storage)
+    label = records[2]["budget"]
+    view = view_of(uri, None)
+    for record in records[:5]:
+        view.feed(record)
+    view.artifact(figure)
+    view.artifact(figure, budget=label)
+    figure.write_bytes(b"two")
+    view.artifact(figure)
+    assert view.close(60) == 0
+    runs = contents(uri)
+    assert runs["study"]["files"] == ["digits.yaml", "frontier.png"]
+    assert runs[f"budget {label}"]["files"] == ["frontier.png"]
+    assert {path.read_bytes() for path in Path(root).rglob("frontier.png")} == {b"one", b"two"}
+    assert list(working.iterdir()) == []
+    sync(records[:5], uri, artifact_root=None, artifacts=[Artifact.read(figure, label)])
+    assert {path.read_bytes() for path in Path(root).rglob("frontier.png")} == {b"two"}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "mlruns", "file:///tmp/mlruns", "/tmp/mlflow.db", "http://", "http://host:port", "http://my host:1", "htp://host",
+     "sqlite://", "sqlite:///", "sqlite://relative.db", "sqlite:///:memory:", "sqlite:////tmp",
+     "postgresql://host/db"],
+)  # fmt: skip
+def test_a_malformed_address_is_refused_at_once_in_one_line(uri: str) -> None:
+    with pytest.raises(TrackingError, match=r"^tracking address .*; give http\(s\)://HOST:PORT") as caught:
+        view_of(uri, None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://127.0.0.1:5000", "https://user:secret@mlflow.example.org/path", "sqlite:////data/mlflow.db",
+     "databricks", "databricks://profile"],
+)  # fmt: skip
+def test_a_good_address_is_accepted(uri: str) -> None:
+    check_uri(uri)
+
+
+def test_a_gap_in_the_ledger_is_refused(records: list[Record], tmp_path: Path) -> None:
+    view = view_of(*default_uri(tmp_path))
+    with pytest.raises(ValueError, match="event 3 was fed after event -1; feed the ledger from its first event"):
+        view.feed(records[3])
+    assert view.close(10) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_an_address_that_does_not_answer_is_said_once_without_its_password(records: list[Record]) -> None:
+    said: list[str] = []
+    uri = f"http://user:secret@127.0.0.1:{free_port()}"
+    view = view_of(uri, None, said)
+    for record in records:
+        view.feed(record)
+    assert view.close(60) == len(records)
+    assert len(said) == 1
+    assert "cannot be reached (Connection refused); the search goes on" in said[0]
+    assert "secret" not in said[0]
+    with pytest.raises(TrackingError, match=r"cannot be reached .*; start it, or correct the address"):
+        sync(records, uri, artifact_root=None)
+
+
+class Lines(list[str]):
+    """Lines that can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def say(self, line: str) -> None:
+        with self._changed:
+            self.append(line)
+            self._changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self) >= count, timeout=60), list(self)
+
+
+@contextlib.contextmanager
+def server(storage: Path, port: int) -> Iterator[None]:
+    """A real `mlflow server`; ended with all it started. A view notices by itself when it answers."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", default_uri(storage)[0], "--artifacts-destination", str(storage / "served"),
+    ]  # fmt: skip
+    log = (storage / "server.log").open("ab")
+    quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_make_one_database_one_set_of_runs_and_no_noise(
+    records: list[Record], whole: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "records").write_text("\n".join(record.to_json() for record in records))
+    program = """
+import logging, sys
+from pathlib import Path
+from search.ledger import Record
+from search.tracking import sync
+from search.tracking_uri import default_uri
+logging.basicConfig(level=logging.WARNING)
+folder = Path(sys.argv[1])
+uri, root = default_uri(folder / "new")
+sync([Record.from_json(line) for line in (folder / "records").read_text().splitlines()], uri, artifact_root=root)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert (outputs, [process.returncode for process in processes]) == ([b"", b""], [0, 0])
+    assert essence(contents(default_uri(tmp_path / "new")[0])) == essence(whole)
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_late_and_restarts_gets_everything(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    port, said = free_port(), Lines()
+    uri = f"http://127.0.0.1:{port}"
+    view = MlflowView(
+        uri, artifact_root=None, study="digits", run="run-1", say=said.say, linger_s=0.01, retry_s=(0.1, 0.2)
+    )
+    third = len(records) // 3
+    for record in records[:third]:
+        view.feed(record)
+    said.wait_for(1)
+    with server(storage, port):
+        said.wait_for(2)
+    for record in records[third : 2 * third]:
+        view.feed(record)
+    said.wait_for(3)
+    with server(storage, port):
+        said.wait_for(4)
+        for record in records[2 * third :]:
+            view.feed(record)
+        assert view.close(60) == 0
+        assert sync(records, uri, artifact_root=None).updated == 0
+        assert essence(contents(uri)) == essence(whole)
+    assert ["cannot be reached" in line for line in said] == [True, False, True, False]
+    assert f"delivered {third} events" in said[1]
