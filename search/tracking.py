@@ -295,7 +295,8 @@ class MlflowView:
     record, always.
 
     An address that does not answer is said once through `say` (a line), tried again in the background, and then given
-    everything in order. Raises `TrackingError` at once if the address is malformed.
+    everything in order. `say` is called from the thread. `artifact_root` is where the artefacts of an SQLite address go
+    (None: mlartifacts beside it); a server knows its own place. Raises `TrackingError` at once for a malformed address.
     """
 
     def __init__(
