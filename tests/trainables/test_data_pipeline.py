@@ -334,3 +334,17 @@ def test_a_program_that_just_ends_leaves_no_process_and_says_nothing(tmp_path: P
     )
     assert done.stderr == ""
     assert not psutil.pid_exists(int(done.stdout))
+
+
+@pytest.mark.parametrize("configured", ["", "logging.basicConfig(level=0); "])
+def test_importing_grain_says_nothing_and_leaves_logging_alone(configured: str) -> None:
+    program = (
+        f"import logging; {configured}before = list(logging.root.handlers); import trainables.data.pipeline; "
+        "assert logging.root.handlers == before; logging.getLogger('absl').error('still heard')"
+    )
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "jax" not in done.stderr
+    assert "still heard" in done.stderr
