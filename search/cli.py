@@ -1,4 +1,97 @@
-"""The command line."""
+"""The command line: `convscale plan|search|results|sync STUDY`.
+
+Exit status: 0 done; 2 a mistake in what was asked, told in one line each; 1 the cluster failed; 130 interrupted.
+Imports inside the commands keep `--help` and error messages quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Given this much compute: which model size, how many epochs, which learning rate?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 
 
-def main() -> None: ...
+@app.command()
+def plan(study: StudyFile) -> None:
+    """Print what a study would do, without training anything: budgets, cells, epochs, steps, FLOPs, time, warnings."""
+    from search.commands import plan_study
+
+    plan_study(study, Console())
+
+
+@app.command()
+def search(
+    study: StudyFile,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew beside the runs there are, instead of going on.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to use (auto, or HOST:PORT); default: one of its own.")
+    ] = None,
+) -> None:
+    """Search a study's budgets for variant, epochs and learning rate; the same command again goes on where it was."""
+    from search.session import search as run_search
+
+    raise typer.Exit(run_search(study, fresh=fresh, address=address, console=Console()))
+
+
+@app.command()
+def results(study: StudyFile) -> None:
+    """Print a study's results so far and draw its figures anew, from its ledger."""
+    from search.commands import show_study
+
+    show_study(study, Console())
+
+
+@app.command()
+def sync(
+    study: StudyFile,
+    uri: Annotated[
+        str | None, typer.Option(help="An MLflow address to bring up to date; default: the study's own.")
+    ] = None,
+) -> None:
+    """Bring MLflow and Optuna's storage up to date from a study's ledger; any number of times, without duplicates."""
+    from search.commands import sync_study
+
+    sync_study(study, uri, Console())
+
+
+def main() -> None:
+    """The entry point: runs a command, and turns the user's mistakes into lines on standard error and status 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, RuntimeError) as error:
+        status = _status_of(error)
+        if status is None:
+            raise
+        for line in str(error).splitlines():
+            print(f"convscale: {line}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _status_of(error: Exception) -> int | None:
+    """2 for the user's mistakes, 1 for a cluster that failed, None for anything that is not expected."""
+    from search.ledger import LedgerError
+    from search.session import SessionError
+    from search.study import StudyError
+    from search.tracking_uri import TrackingError
+    from trainables.config import TrialRefused
+
+    if isinstance(error, (LedgerError, SessionError, StudyError, TrackingError, TrialRefused)):
+        return 2
+    from search.slices import FleetError
+
+    return 1 if isinstance(error, FleetError) else None

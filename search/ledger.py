@@ -3,9 +3,9 @@
 The driver alone writes it, and an event is on disk before anyone acts on it. Everything else that knows about a study
 (Optuna's storage, MLflow, tables, figures) is a view of it and can be rebuilt from it.
 
-On a local disk the ledger is one file, `ledger.jsonl`, each append forced to disk. Object stores cannot append, so there each
-event is an object of its own, `ledger/00000042.json`, and the name's order is the order of events.
-A last event that a crash cut off was never acted on: reading stops before it, and opening for writing removes it.
+On a local disk the ledger is one file, `ledger.jsonl`, each append forced to disk. Object stores cannot append, so
+there each event is an object of its own, `ledger/00000042.json`, and the name's order is the order of events. A last
+event that a crash cut off was never acted on: reading stops before it, and opening for writing removes it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import IO, Any, Final
 import fsspec
 
 FORMAT: Final = 1
+_MEND: Final = "restore the file from a copy, or start beside it with --fresh"
 
 
 class LedgerError(ValueError):
@@ -30,7 +31,7 @@ class LedgerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One event: its place in the ledger (from 0), when it was written (Unix seconds), what happened, and its fields."""
+    """One event: its place in the ledger (from 0), when it was written (Unix seconds), what happened, its fields."""
 
     seq: int
     time: float
@@ -44,7 +45,9 @@ class Record:
         return self.fields.get(key, default)
 
     def to_json(self) -> str:
-        return json.dumps({"seq": self.seq, "time": self.time, "event": self.event, **self.fields}, separators=(",", ":"))
+        return json.dumps(
+            {"seq": self.seq, "time": self.time, "event": self.event, **self.fields}, separators=(",", ":")
+        )
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -63,9 +66,9 @@ def _complete_records(lines: list[bytes], where: str) -> Iterator[tuple[Record, 
         except (ValueError, KeyError, AttributeError):
             if last:
                 return
-            raise LedgerError(f"{where}: line {number + 1} is not an event; restore the file from a copy, or start beside it with --fresh") from None
+            raise LedgerError(f"{where}: line {number + 1} is not an event; {_MEND}") from None
         if record.seq != number:
-            raise LedgerError(f"{where}: line {number + 1} is event {record.seq}, expected {number}; restore the file from a copy, or start beside it with --fresh")
+            raise LedgerError(f"{where}: line {number + 1} is event {record.seq}, expected {number}; {_MEND}")
         yield record, len(line)
 
 
@@ -89,7 +92,9 @@ class _FileLog:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise LedgerError(f"{self.path}: another search of this study is running; wait for it, or end it first") from None
+            raise LedgerError(
+                f"{self.path}: another search of this study is running; wait for it, or end it first"
+            ) from None
         records, size = self.read()
         self._file = self.path.open("ab")
         self._file.truncate(size)
@@ -138,7 +143,11 @@ class _ObjectLog:
 
 def _log_at(folder: str) -> _FileLog | _ObjectLog:
     fs, path = fsspec.core.url_to_fs(folder)
-    return _FileLog(path) if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)) else _ObjectLog(folder)
+    return (
+        _FileLog(path)
+        if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+        else _ObjectLog(folder)
+    )
 
 
 def read_ledger(folder: str) -> list[Record]:

@@ -27,6 +27,7 @@ class TrialState:
     parameters: int
     params: dict[str, Any]
     suggested_at: float
+    reported_at: float = 0.0
     attempt: int = 0
     step: int = 0
     checkpoint_step: int | None = None
@@ -86,14 +87,28 @@ class StudyState:
             case "budget_opened":
                 known = self.budgets.get(record["budget"])
                 if known is None:
-                    self.budgets[record["budget"]] = BudgetState(record["budget"], record["flops"], record["trials"], record["cells"])
+                    self.budgets[record["budget"]] = BudgetState(
+                        record["budget"], record["flops"], record["trials"], record["cells"]
+                    )
                 else:
                     known.trials_planned, known.closed = record["trials"], False
             case "budget_closed":
                 self.budgets[record["budget"]].closed = True
             case "trial_suggested":
-                keys = ("budget", "variant", "epochs", "steps", "learning_rate", "seed", "flops", "parameters", "params")
-                trial = TrialState(record["trial"], *(record[key] for key in keys), suggested_at=record.time)
+                keys = (
+                    "budget",
+                    "variant",
+                    "epochs",
+                    "steps",
+                    "learning_rate",
+                    "seed",
+                    "flops",
+                    "parameters",
+                    "params",
+                )
+                trial = TrialState(
+                    trial_id=record["trial"], suggested_at=record.time, **{key: record[key] for key in keys}
+                )
                 self.trials[trial.trial_id] = trial
                 self.budgets[trial.budget].trials.append(trial)
             case "trial_started":
@@ -101,7 +116,7 @@ class StudyState:
                 trial.attempt, trial.step = record["attempt"], record["step"]
             case "trial_progressed":
                 trial = self.trials[record["trial"]]
-                trial.step, trial.meter = record["step"], record["meter"]
+                trial.step, trial.meter, trial.reported_at = record["step"], record["meter"], record.time
             case "trial_checkpointed":
                 self.trials[record["trial"]].checkpoint_step = record["step"]
             case "trial_ended":

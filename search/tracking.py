@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import logging
 import os
 import tempfile
@@ -49,6 +50,11 @@ _REFUSALS: Final = (
 
 def _is_refusal(error: Exception) -> bool:
     return getattr(error, "error_code", None) in _REFUSALS
+
+
+def preload() -> None:
+    """Import MLflow (seconds) in the calling thread: two threads that import at once may meet half-made modules."""
+    importlib.import_module("mlflow.tracking._tracking_service.utils")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What one trial is: plain, frozen values, with no Ray, no YAML and no device in them.
 
 A `TrialConfig` says everything a trial's result depends on, so that the same config gives the same result in a test,
-in a notebook, in a fresh process or in a worker that has served other trials. It travels as JSON (`to_dict`, `from_dict`).
+in a notebook, in a fresh process or in a worker that has served other trials. It travels as JSON (`to_dict`,
+`from_dict`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-class TrialRefused(ValueError):
+class TrialRefused(ValueError):  # noqa: N818 - what the trial is told, not a failure
     """The trial cannot be run as configured (the user's mistake): never retried. The message is one line."""
 
 
@@ -47,7 +48,9 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class OptimiserConfig:
-    """SGD with Nesterov momentum and adaptive gradient clipping; defaults from the study (arXiv 2310.16764, 2102.06171)."""
+    """SGD with Nesterov momentum and adaptive gradient clipping; defaults from the study (arXiv 2310.16764,
+    2102.06171).
+    """
 
     learning_rate: float
     momentum: float = 0.9
@@ -60,7 +63,9 @@ class OptimiserConfig:
 
 @dataclass(frozen=True, slots=True)
 class DivergenceConfig:
-    """When a trial counts as diverged: a loss that is not finite, or above `factor` x ln(classes) for `patience` steps on end."""
+    """When a trial counts as diverged: a loss that is not finite, or above `factor` x ln(classes) for `patience`
+    steps on end.
+    """
 
     factor: float = 2.0
     patience: int = 50
@@ -68,7 +73,9 @@ class DivergenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfig:
-    """Where a trial's checkpoints go (any fsspec address), how often (seconds of wall time, or steps), and how many are kept."""
+    """Where a trial's checkpoints go (any fsspec address), how often (seconds of wall time, or steps), and how many
+    are kept.
+    """
 
     folder: str
     every_s: float | None = 60.0
@@ -78,7 +85,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
-    """One trial. `steps` is the one unit of duration: epochs are converted once, before this object is made."""
+    """One trial. `steps` is the one unit of duration: epochs are converted once, before this object is made.
+
+    `flops_per_image`: training FLOPs of one image, for the meter (None: counted at the trial's start, which takes
+    seconds).
+    """
 
     trial_id: str
     model: ModelConfig
@@ -92,6 +103,7 @@ class TrialConfig:
     eval_batch_size: int = 256
     precision: Literal["float32", "bfloat16"] = "float32"
     log_points: int = 40
+    flops_per_image: float | None = None
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def to_dict(self) -> dict[str, Any]:

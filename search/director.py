@@ -1,0 +1,220 @@
+"""The director: which trial runs next, and what becomes of the trials' events. It knows no Ray.
+
+It turns the ledger into suggestions and events into ledger records: every record is durable before the director acts
+on it. A search that was interrupted goes on from its ledger: trials in flight are handed out again under their own
+name (their checkpoints say from which step), ended ones never.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from search.budgets import Budget, Cell
+from search.ledger import Ledger, Record
+from search.samplers import Point, Space, propose
+from search.state import BudgetState, StudyState
+from search.state import TrialState as Trial
+from search.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A trial to run: its config as JSON values, and what an attempt that was lost last reported (None for a first
+    attempt).
+    """
+
+    trial: str
+    config: dict[str, Any]
+    attempt: int
+    previous: dict[str, Any] | None
+
+
+class Finished:
+    """What `suggest` answers when the study has nothing left to suggest."""
+
+
+FINISHED: Final = Finished()
+
+
+@dataclass(slots=True)
+class Director:
+    """One search of one study. `listen` is called with every record after it is durable (for the views: they must not
+    block).
+    """
+
+    study: Study
+    budgets: Sequence[Budget]
+    classes: int
+    folder: str
+    ledger: Ledger
+    slices: int
+    listen: Callable[[Record], None]
+    interrupted: bool = False
+    state: StudyState = field(init=False)
+    _resumed: list[str] = field(init=False)
+    _in_flight: dict[str, float] = field(init=False, default_factory=dict)
+    _exhausted: set[str] = field(init=False, default_factory=set)
+    _seen: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state = StudyState.of(self.ledger.records)
+        cells = {(budget.label, cell.variant) for budget in self.budgets for cell in budget.cells}
+        open_trials = [trial for trial in self.state.trials.values() if trial.outcome is None]
+        self._resumed = [trial.trial_id for trial in open_trials if (trial.budget, trial.variant) in cells]
+
+    def write(self, event: str, **fields: Any) -> Record:
+        """Append to the ledger, then to the state, then tell the listeners."""
+        record = self.ledger.append(event, **fields)
+        self.state.apply(record)
+        self.listen(record)
+        return record
+
+    @property
+    def done(self) -> bool:
+        """Whether every budget has been closed."""
+        known = (self.state.budgets.get(budget.label) for budget in self.budgets)
+        return all(budget is not None and budget.closed for budget in known)
+
+    # ---------------------------------------------------------------- suggestions
+
+    def suggest(self) -> Suggestion | Finished | None:
+        """The next trial to run; None when all slices are busy; `FINISHED` when there is nothing more to start.
+
+        Budgets are taken in the order of their size. A slice that would stand idle while the last trials of a budget
+        end starts on the next budget.
+        """
+        if self.interrupted:
+            return FINISHED
+        if len(self._in_flight) >= self.slices:
+            return None
+        trial = self.state.trials[self._resumed.pop(0)] if self._resumed else next(self._new_trials(), None)
+        if trial is None:
+            return FINISHED
+        self._in_flight[trial.trial_id] = time.time()
+        return self._suggestion(trial)
+
+    def _new_trials(self) -> Iterator[Trial]:
+        for budget in self.budgets:
+            known = self.state.budgets.get(budget.label)
+            if known is None or known.trials_planned < budget.trials:
+                known = self._open(budget)
+            while len(known.trials) < budget.trials and budget.label not in self._exhausted:
+                if (point := self._propose(budget, known)) is not None:
+                    yield self._record_suggestion(budget, known, point)
+                else:
+                    self._exhausted.add(budget.label)
+            self._close_if_done(known)
+
+    def _open(self, budget: Budget) -> BudgetState:
+        cells = [
+            {
+                "variant": cell.variant,
+                "epochs": cell.epochs,
+                "steps": cell.steps,
+                "flops_per_image": cell.flops_per_image,
+                "parameters": cell.parameters,
+            }
+            for cell in budget.cells
+        ]
+        self.write(
+            "budget_opened",
+            budget=budget.label,
+            index=budget.index,
+            flops=budget.flops,
+            trials=budget.trials,
+            cells=cells,
+        )
+        return self.state.budgets[budget.label]
+
+    def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
+        space = Space(tuple(cell.variant for cell in budget.cells), self.study.learning_rates)
+        # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
+        seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
+        return propose(self.study.search.sampler, space, known.trials, seed=seed, worst_loss=math.log(self.classes))
+
+    def _record_suggestion(self, budget: Budget, known: BudgetState, point: Point) -> Trial:
+        cell = budget.cell(point.variant)
+        trial = f"{budget.slug}-{len(known.trials):03d}"
+        self.write(
+            "trial_suggested",
+            trial=trial,
+            budget=budget.label,
+            variant=point.variant,
+            epochs=cell.epochs,
+            steps=cell.steps,
+            learning_rate=point.learning_rate,
+            seed=self.study.training.seed,
+            flops=cell.flops,
+            parameters=cell.parameters,
+            batch_size=self.study.training.batch_size,
+            params=point.params,
+        )
+        return self.state.trials[trial]
+
+    def _suggestion(self, trial: Trial) -> Suggestion:
+        config = self.study.trial_config(
+            trial_id=trial.trial_id,
+            cell=self._cell(trial),
+            learning_rate=trial.learning_rate,
+            seed=trial.seed,
+            classes=self.classes,
+            folder=f"{self.folder.rstrip('/')}/trials/{trial.trial_id}",
+        )
+        previous = {"step": trial.step, "meter": trial.meter, "time": trial.reported_at} if trial.meter else None
+        return Suggestion(trial.trial_id, config.to_dict(), trial.attempt, previous)
+
+    def _cell(self, trial: Trial) -> Cell:
+        return next(budget for budget in self.budgets if budget.label == trial.budget).cell(trial.variant)
+
+    def _close_if_done(self, known: BudgetState) -> None:
+        if not known.closed and all(trial.outcome is not None for trial in known.trials):
+            best = known.best
+            self.write("budget_closed", budget=known.label, best=best.trial_id if best else None)
+
+    # ---------------------------------------------------------------- events
+
+    def take_events(self, trial: str, events: Sequence[dict[str, Any]]) -> None:
+        """Write a trial's events into the ledger; ones that were already taken (a proxy that was restarted) are
+        passed over.
+        """
+        for event in events:
+            if event["number"] < self._seen.get(trial, 0):
+                continue
+            self._seen[trial] = event["number"] + 1
+            self._take(trial, event)
+
+    def _take(self, trial: str, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "started":
+                self.write(
+                    "trial_started",
+                    trial=trial,
+                    slice=event["slice"],
+                    attempt=event["attempt"],
+                    step=event["step"],
+                    wait_s=event["time"] - self._in_flight[trial],
+                )
+            case "progressed":
+                self.write(
+                    "trial_progressed", trial=trial, step=event["step"], points=event["points"], meter=event["meter"]
+                )
+            case "checkpointed":
+                self.write("trial_checkpointed", trial=trial, step=event["step"])
+            case "errored" | "crashed" | "preempted" as kind:
+                self.write("trial_lost", trial=trial, kind=kind, reason=event["reason"], attempt=event["attempt"])
+            case "ended":
+                self._end(trial, event)
+
+    def _end(self, trial: str, event: dict[str, Any]) -> None:
+        self._in_flight.pop(trial, None)
+        if event["outcome"] == "stopped":  # stays open in the ledger: the next search goes on with it
+            return
+        self.write("trial_ended", trial=trial, outcome=event["outcome"], result=event["result"])
+        known = self.state.budgets[self.state.trials[trial].budget]
+        budget = next(budget for budget in self.budgets if budget.label == known.label)
+        if len(known.trials) >= budget.trials or known.label in self._exhausted:
+            self._close_if_done(known)

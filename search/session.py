@@ -1,0 +1,303 @@
+"""One search, from a study file to its results: the stages in their order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import fsspec
+from rich.console import Console
+
+from search.budgets import Budget, open_budgets
+from search.director import Director
+from search.ledger import FORMAT, Ledger
+from search.progress import PlannedBudget, ProgressView
+from search.ray_settings import prepare_environment
+from search.results import render_results
+from search.state import StudyState
+from search.study import Study, load_study
+from search.tracking_uri import check_uri, page_command
+from search.views import Views, optuna_path, tracking_address, write_results
+from trainables.data import Splits, open_splits
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+class SessionError(ValueError):
+    """The search cannot begin or go on as asked; the message is one line that says how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where one run of a study lives: `<storage>/<study>/run-<n>`, any fsspec address."""
+
+    url: str
+    run: str
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on this machine's disk, or None if it is elsewhere."""
+        fs, path = fsspec.core.url_to_fs(self.url)
+        return Path(path) if is_local(fs) else None
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's disk."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def find_runs(study: Study) -> list[RunFolder]:
+    """The runs of a study that its storage holds, oldest first."""
+    fs, root = fsspec.core.url_to_fs(f"{study.storage_url}/{study.name}")
+    if not fs.exists(root):
+        return []
+    names = (Path(path).name for path in fs.ls(root, detail=False))
+    numbers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"run-(\d+)", name)))
+    return [RunFolder(f"{study.storage_url}/{study.name}/run-{number}", f"run-{number}") for number in numbers]
+
+
+def choose_run(study: Study, *, fresh: bool) -> RunFolder:
+    """The newest run, to go on with; or a new one beside it."""
+    runs = find_runs(study)
+    if runs and not fresh:
+        return runs[-1]
+    number = int(runs[-1].run.removeprefix("run-")) + 1 if runs else 1
+    return RunFolder(f"{study.storage_url}/{study.name}/run-{number}", f"run-{number}")
+
+
+def code_version() -> str:
+    """The commit this code is at ("+" if the tree was changed since), or the package's version outside a checkout."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return metadata.version("convscale")
+    return commit + ("+" if changed.strip() else "")
+
+
+def refuse_changed_study(study: Study, budgets: list[Budget], state: StudyState) -> None:
+    """Raise `SessionError` if what a result depends on differs from what the run was opened with."""
+    before, now = state.opened["identity"], study.identity()
+    changed = [
+        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    for budget in budgets:
+        known = state.budgets.get(budget.label)
+        if known is not None and abs(known.flops / budget.flops - 1) > 1e-6:
+            changed.append(f"budget {budget.label}: was {known.flops:.4g} FLOPs, now {budget.flops:.4g}")
+    if changed:
+        shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise SessionError(
+            f"{study.source}: changed since {state.opened['run']} of this study began ({shown}), so trials cannot be "
+            "compared; restore the file to go on, or start anew beside it with --fresh"
+        )
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send every library's log lines, warnings and standard error to a file, and none of them to the terminal.
+
+    Ray's compiled parts write to file descriptor 2 itself, so that is what is sent elsewhere.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    sink = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(sink, 2)
+    os.close(sink)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers[:], root.level = [handler], logging.WARNING
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = before
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        handler.close()
+
+
+def prepare_storage(study: Study) -> None:
+    """Make the study's storage, and see that it can be written to, before any compute is spent."""
+    try:
+        fs, root = fsspec.core.url_to_fs(f"{study.storage_url}/{study.name}")
+        fs.makedirs(root, exist_ok=True)
+        probe = f"{root.rstrip('/')}/.writable-{os.getpid()}"
+        fs.pipe_file(probe, b"")
+        fs.rm_file(probe)
+    except (OSError, ImportError, ValueError) as error:
+        raise SessionError(
+            f"storage: {study.storage!r} given, but it cannot be written to ({error}); name a folder that can be"
+        ) from error
+
+
+def local_folder(study: Study, folder: RunFolder) -> Path:
+    """Where the run's own local files lie (logs, figures, Optuna's storage): its folder, or a stand-in for a remote
+    one.
+    """
+    return folder.local or Path.home() / ".cache" / "convscale" / study.name / folder.run
+
+
+def resolve_device(study: Study) -> str:
+    """The device that trials train on: the study's, or a GPU if this machine has one."""
+    if study.compute.device != "auto":
+        return study.compute.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def search(study_path: Path, *, fresh: bool, address: str | None, console: Console) -> int:
+    """Run or resume the search that a study file describes. Returns the exit status: 0 done, 130 interrupted.
+
+    Raises:
+        StudyError, DataError, LedgerError, TrackingError, SessionError: the user's mistakes, one line each.
+        FleetError: the cluster failed.
+    """
+    # ---------------------------------------------------------------- what is asked, and is it possible
+    study = load_study(study_path)
+    splits = open_splits(study.data_config())
+    if study.tracking.enabled:
+        check_uri(tracking_address(study)[0])
+    prepare_storage(study)
+    folder = choose_run(study, fresh=fresh)
+    local = local_folder(study, folder)
+    with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
+        device = resolve_device(study)
+        cores = cores_per_worker(study, device)
+
+        # ---------------------------------------------------------------- the cluster starts while budgets are worked
+        # out
+        prepare_environment(own_cluster=address is None)
+        from search.slices import Fleet, FleetPlan  # imports Ray
+
+        plan = FleetPlan(
+            slices=study.compute.slices,
+            workers=study.compute.workers_per_slice,
+            cores=cores,
+            device=device,
+            recycle_after=study.compute.recycle_after,
+            max_errors=study.compute.max_errors + 1,
+        )
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
+            fleet = stack.enter_context(Fleet(plan, address=address))
+            budgets, warnings = opening.result()
+        if ledger.records:
+            refuse_changed_study(study, budgets, StudyState.of(ledger.records))
+        fleet.lease()
+
+        # ---------------------------------------------------------------- the views
+        planned = [PlannedBudget(budget.label, budget.flops, budget.trials) for budget in budgets]
+        progress = ProgressView(console, ledger.records, budgets=planned)
+        views = Views.open(study, folder.run, local, progress)
+        views.catch_up(ledger.records)
+        director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed)
+        if not ledger.records:
+            open_study(director, study, study_path, folder, splits, device)
+
+        # ---------------------------------------------------------------- the search
+        from search.driver import interruptible, run
+
+        director.write(
+            "session_started", host=socket.gethostname(), pid=os.getpid(), slices=plan.slices,
+            cores_per_slice=cores * plan.workers, device=device, code_version=code_version(),
+        )  # fmt: skip
+        reason = "error"
+        try:
+            with progress, interruptible(director, fleet, progress.note):
+                for warning in warnings:
+                    progress.note(warning)
+                run(director, fleet)
+            if director.done:
+                director.write("study_ended")
+            reason = "interrupted" if director.interrupted else "finished"
+        finally:
+            director.write("session_ended", reason=reason)
+            files = write_results(director.state, folder.url, local)
+            views.add_figures(files)
+            stack.close()
+            undelivered = views.close(timeout_s=60)
+
+    # ---------------------------------------------------------------- what came of it
+    show_results(study, director.state, folder, local, console)
+    if undelivered:
+        console.print(f"{undelivered} events are not in MLflow yet; bring them with: convscale sync {study_path}")
+    if director.interrupted:
+        console.print(f"interrupted; go on with: convscale search {study_path}")
+        return 130
+    return 0
+
+
+def open_study(director: Director, study: Study, path: Path, folder: RunFolder, splits: Splits, device: str) -> None:
+    """Write the ledger's first event, and a copy of the study file beside it."""
+    text = path.read_text(encoding="utf-8-sig")
+    fs, target = fsspec.core.url_to_fs(f"{folder.url}/study.yaml")
+    fs.pipe_file(target, text.encode())
+    director.write(
+        "study_opened",
+        study=study.name,
+        run=folder.run,
+        study_file=text,
+        study_path=str(path),
+        code_version=code_version(),
+        identity=study.identity(),
+        classes=len(splits.classes),
+        train_examples=len(splits.train),
+        heldout_examples=len(splits.heldout),
+        device=device,
+        format=FORMAT,
+    )
+
+
+def cores_per_worker(study: Study, device: str) -> int:
+    """CPU threads of each worker process."""
+    machine = len(os.sched_getaffinity(0))
+    per_slice = study.compute.cores_per_slice or max(1, machine // study.compute.slices)
+    return max(1, per_slice // study.compute.workers_per_slice)
+
+
+def show_results(study: Study, state: StudyState, folder: RunFolder, local: Path, console: Console) -> None:
+    """Print the tables, where the figures are, and how to open the pages."""
+    render_results(state, console)
+    console.print(f"Figure of held-out loss against compute: {shown(local / 'figures' / 'loss_vs_compute.png')}")
+    console.print(f"Figure of the learning-rate valleys:     {shown(local / 'figures' / 'learning_rate_valley.png')}")
+    console.print(f"All trials as a table:                   {shown(local / 'results.csv')}")
+    if study.tracking.enabled:
+        console.print(f"MLflow's page:          {page_command(tracking_address(study)[0])}", soft_wrap=True)
+    console.print(
+        f"The Optuna dashboard:   {program('optuna-dashboard')} sqlite:///{shown(optuna_path(local))}", soft_wrap=True
+    )
+
+
+def program(name: str) -> str:
+    """How to call a program that is installed beside this one."""
+    return shown(Path(sys.executable).parent / name)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative if it is below the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,105 @@
+"""The views of a running search, fed together: the terminal, Optuna's storage and MLflow. None of them can hold the
+search up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from search.ledger import Record
+from search.optuna_view import OptunaView
+from search.progress import ProgressView
+from search.results import write_csv
+from search.state import StudyState
+from search.study import Study
+from search.tracking import MlflowView, preload
+from search.tracking_uri import default_uri
+
+
+def tracking_address(study: Study) -> tuple[str, str | None]:
+    """Where MLflow's runs go and, if that is a database of ours, where artefacts go (None: the server knows)."""
+    storage = study.storage_url
+    here = Path("runs") if "://" in storage else Path(storage)
+    uri, artefacts = default_uri(here)
+    if study.tracking.uri is not None:
+        uri = study.tracking.uri
+        if not uri.startswith("sqlite:"):
+            return uri, None
+    return uri, f"{storage}/mlartifacts" if "://" in storage else artefacts
+
+
+def optuna_path(local_folder: Path) -> Path:
+    """Where a run's Optuna storage lies."""
+    return local_folder / "optuna.db"
+
+
+@dataclass(slots=True)
+class Views:
+    """Feed it the ledger from its first record."""
+
+    progress: ProgressView
+    optuna: OptunaView
+    mlflow: MlflowView | None
+
+    @classmethod
+    def open(cls, study: Study, run: str, local_folder: Path, progress: ProgressView) -> Views:
+        """Raises `TrackingError` if the study's tracking address is malformed."""
+        rates = study.learning_rates
+        bounds = (rates[0], max(rates[-1], rates[0] * 1.001))
+        mlflow = None
+        if study.tracking.enabled:
+            preload()
+            uri, artefacts = tracking_address(study)
+            mlflow = MlflowView(uri, artifact_root=artefacts, study=study.name, run=run, say=progress.note)
+        optuna = OptunaView(optuna_path(local_folder), learning_rates=bounds, say=progress.note)
+        return cls(progress, optuna, mlflow)
+
+    def catch_up(self, records: Sequence[Record]) -> None:
+        """Feed what earlier sessions wrote; the terminal's view has been given that already."""
+        for record in records:
+            self._feed_stores(record)
+
+    def feed(self, record: Record) -> None:
+        """Feed one new record; returns at once."""
+        self.progress.feed(record)
+        self._feed_stores(record)
+
+    def _feed_stores(self, record: Record) -> None:
+        self.optuna.feed(record)
+        if self.mlflow is not None:
+            self.mlflow.feed(record)
+
+    def add_figures(self, paths: Sequence[Path]) -> None:
+        """Keep files with the study's MLflow run."""
+        if self.mlflow is not None:
+            for path in paths:
+                self.mlflow.artifact(path)
+
+    def close(self, timeout_s: float) -> int:
+        """Deliver what waits; returns how many events did not reach MLflow (`convscale sync` brings them)."""
+        self.optuna.close(timeout_s)
+        return self.mlflow.close(timeout_s) if self.mlflow is not None else 0
+
+
+def write_results(state: StudyState, folder: str, local_folder: Path) -> list[Path]:
+    """Draw the figures and write results.csv into the run's folder; returns the paths of the local copies."""
+    from search import figures as draw  # imports matplotlib
+
+    figures = local_folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    drawn = [figures / "loss_vs_compute.png", figures / "learning_rate_valley.png"]
+    draw.draw_loss_vs_compute(draw.loss_vs_compute_data(state), drawn[0])
+    draw.draw_learning_rate_valley(draw.learning_rate_valley_data(state), drawn[1])
+    table = local_folder / "results.csv"
+    write_csv(state, str(table))
+    files = [*drawn, table]
+    if "://" in folder:
+        for path in files:
+            fs, target = fsspec.core.url_to_fs(f"{folder}/{path.relative_to(local_folder)}")
+            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            fs.put_file(str(path), target)
+    return files
