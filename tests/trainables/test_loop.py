@@ -1,8 +1,10 @@
 """A trial from config to held-out loss: its result, its events, and that no interruption changes either."""
 
+import gc
 import json
 import random
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -148,6 +150,32 @@ def test_a_trial_after_others_equals_one_in_a_fresh_process(runtime, tmp_path, u
     assert_same_end(result, tmp_path / "same", undisturbed)
 
 
+def test_nothing_of_a_trial_outlives_it(runtime, tmp_path, monkeypatch):
+    alive = []
+    at_start = trainables.loop.Trial.at_start
+
+    def remembering(*args):
+        trial = at_start(*args)
+        alive.extend(weakref.ref(p) for p in trial.model.parameters())
+        return trial
+
+    monkeypatch.setattr(trainables.loop.Trial, "at_start", remembering)
+    gc.disable()
+    try:
+        train(tiny_trial(tmp_path, steps=1, optimiser__ema_decay=0.9), runtime, Events())
+        assert alive
+        assert not any(ref() is not None for ref in alive)  # without waiting for the garbage collector
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+def test_it_trains_in_bfloat16(runtime, tmp_path, undisturbed):
+    result = train(tiny_trial(tmp_path, optimiser__ema_decay=0.9, precision="bfloat16"), runtime, Events())
+    assert result.heldout_loss == pytest.approx(undisturbed[0].heldout_loss, abs=0.05)
+    assert result.heldout_loss != undisturbed[0].heldout_loss
+
+
 def test_the_seed_changes_the_result(runtime, tmp_path, undisturbed):
     result = train(tiny_trial(tmp_path, optimiser__ema_decay=0.9, seed=4), runtime, Events())
     assert result.heldout_loss != undisturbed[0].heldout_loss
@@ -175,6 +203,13 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(runtime, tmp_path)
     assert result.step < 6
     assert "training loss is " in result.reason
     assert train(config, runtime, Events()) == result
+
+
+def test_weights_broken_by_the_last_step_are_a_divergence_too(runtime, tmp_path):
+    config = tiny_trial(tmp_path, optimiser__learning_rate=1e30, optimiser__agc_clip=None, steps=1, warmup_steps=0)
+    result = train(config, runtime, Events())
+    assert (result.outcome, result.heldout_loss) == ("diverged", None)
+    assert result.reason in {"held-out loss is nan at step 1", "held-out loss is inf at step 1"}
 
 
 def test_a_loss_above_the_limit_for_long_ends_the_trial_as_diverged(runtime, tmp_path):

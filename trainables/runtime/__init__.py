@@ -71,7 +71,7 @@ class Runtime(Protocol):
         """Take this worker's part of `rng_state`; False if that was of another number of workers or kind of device."""
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the layout that is fastest there."""
+        """The model on the device."""
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """What a training step calls: the placed model, whose backward pass averages gradients over the workers."""
