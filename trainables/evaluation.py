@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.lockstep import HostBatch, in_step
 from trainables.runtime import Precision, Runtime
 from trainables.step import evaluation_step
 
@@ -25,7 +24,7 @@ class HeldOut:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[dict[str, np.ndarray[Any, Any]]],
+    batches: Iterable[HostBatch],
     runtime: Runtime,
     precision: Precision,
     should_stop: Callable[[], bool] = lambda: False,
@@ -40,8 +39,7 @@ def evaluate(
     step = runtime.compile(evaluation_step(model, lambda: runtime.autocast(precision)))
     sums: list[Tensor] = []
     stopped = False
-    for batch in batches:
-        (stopped,) = runtime.agree(should_stop())
+    for batch, (stopped,) in in_step(iter(batches), runtime, should_stop):
         if stopped:
             break
         sums.append(step(runtime.to_device(batch)))

@@ -22,6 +22,7 @@ from trainables.config import TrialConfig, TrialRefused
 from trainables.data import open_splits
 from trainables.data.pipeline import heldout_batches, train_batches
 from trainables.evaluation import HeldOut, evaluate
+from trainables.lockstep import HostBatch, in_step
 from trainables.meter import Meter
 from trainables.runtime import Runtime
 from trainables.schedule import learning_rate_at
@@ -91,6 +92,9 @@ def train(
                 report({"event": "checkpointed", "step": trial.step})
         return trial.step, time.monotonic()
 
+    def checkpoint_due() -> bool:
+        return _is_due(config, trial.step, last_saved)
+
     # ---- Training loop ----------------------------------------------------------------------------------------------
     trial.model.train()
     parallel = runtime.parallel(trial.model)
@@ -120,15 +124,12 @@ def train(
         report({"event": "started", "step": trial.step})
     log_started = (trial.step, time.monotonic())
     with batches:
-        while trial.step < config.steps and trial.losses.reason is None:
-            stopped, due = runtime.agree(should_stop(), _is_due(config, trial.step, last_saved))
-            if stopped:
-                break
+        for host_batch, (stopped, due) in in_step(batches, runtime, should_stop, checkpoint_due):
             if due:
                 trial.losses.fetch(runtime, trial.step)
                 last_saved = save()
-                continue
-            host_batch = next(batches)
+            if stopped or trial.losses.diverged():
+                break
             meter.enter(meter.bucket_of(trial.step))
             trial.skipped += _unreadable(host_batch)
             learning_rate = learning_rate_at(
@@ -145,7 +146,9 @@ def train(
             trial.step += 1
             if trial.step in log_steps or trial.step % runtime.losses_every == 0:
                 trial.losses.fetch(runtime, trial.step)
-            if trial.step in log_steps and trial.losses.reason is None:
+            if trial.losses.diverged():
+                break
+            if trial.step in log_steps:
                 now = time.monotonic()
                 speed = config.batch_size * (trial.step - log_started[0]) / (now - log_started[1])
                 log_started = (trial.step, now)
@@ -156,7 +159,7 @@ def train(
             meter.enter("input_wait")
         trial.losses.fetch(runtime, trial.step)
     meter.enter("evaluation")
-    if trial.losses.reason is not None:
+    if trial.losses.diverged():
         result = trial.ended("diverged", runtime)
         save(result)
         return result
@@ -208,6 +211,6 @@ def _is_due(config: TrialConfig, step: int, last_saved: tuple[int, float]) -> bo
     return every.every_s is not None and time.monotonic() - last_saved[1] >= every.every_s
 
 
-def _unreadable(batch: dict[str, np.ndarray[Any, Any]]) -> int:
+def _unreadable(batch: HostBatch) -> int:
     """How many of the batch's images could not be read (weight 0 and no padding)."""
     return 0 if batch["weight"].all() else int(np.count_nonzero((batch["weight"] == 0) & (batch["index"] >= 0)))

@@ -41,6 +41,10 @@ class Losses:
             self.sum, self.count = self.sum + loss, self.count + 1
             self.reason = self.reason or self._judge(number, loss)
 
+    def diverged(self) -> bool:
+        """Whether a loss fetched so far ends the trial."""
+        return self.reason is not None
+
     def log(self) -> float:
         """The mean loss since the last log point; begins anew."""
         self.logged = self.sum / self.count

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 
 from tests.trainables.trials import Events, tiny_trial
 from trainables.checkpoint import Checkpoints
-from trainables.config import TrialRefused
+from trainables.config import DataConfig, TrialRefused
 from trainables.loop import train
 from trainables.runtime import select_runtime
 from trainables.runtime.torch import peak_of
@@ -98,6 +99,22 @@ def test_peaks_are_known_by_device_name(name, precision, peak):
     assert peak_of(name, precision) == peak
 
 
+def on_folder(path: str) -> dict:
+    data = DataConfig(source="folder", path=path, image_size=8, held_out_fraction=0.25)
+    return {"data": data, "batch_size": 2, "model__classes": 2}
+
+
+def write_images(folder: Path) -> Path:
+    """Eight images of each of two classes, one of which no worker can read."""
+    for name in ("five", "six"):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number * 30, 0, 99)).save(folder / name / f"{number}.png")
+    bad = folder / "six" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    return bad
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     """One of the workers that train a trial together."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
@@ -108,7 +125,12 @@ def worker(rank: int, world: int, folder: str) -> None:
     assert (stopped.outcome, stopped.step) == ("stopped", 3)
     result = train(config, runtime, events)
     points = [point for event in events.named("progressed") for point in event["points"]]
-    torch.save({"result": result.to_dict(), "points": points}, f"{folder}/rank-{rank}.pt")
+    try:
+        refusal = train(tiny_trial(f"{folder}/refused", **on_folder(f"{folder}/images")), runtime, events).outcome
+    except TrialRefused as error:
+        refusal = str(error)
+    outcome = {"result": result.to_dict(), "points": points, "refusal": refusal}
+    torch.save(outcome, f"{folder}/rank-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -116,6 +138,7 @@ def test_two_workers_give_the_single_workers_losses(runtime, tmp_path: Path):
     config = tiny_trial(tmp_path / "single", model__drop_rate=0.0, model__drop_path_rate=0.0, log_points=6)
     alone = Events()
     single = train(config, runtime, alone)
+    bad = write_images(tmp_path / "images")
     mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -127,6 +150,7 @@ def test_two_workers_give_the_single_workers_losses(runtime, tmp_path: Path):
         assert rank["result"]["heldout_accuracy"] == pytest.approx(single.heldout_accuracy, abs=0.02)
         assert rank["result"]["meter"]["images"] == single.meter["images"]
         assert rank["result"]["meter"]["cores"] == 2
+        assert str(bad) in rank["refusal"]  # one worker met it, none waits for the other
     weights = [Checkpoints(str(tmp_path / name), keep=1).load_latest()[1]["model"] for name in ("single", "trial")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)

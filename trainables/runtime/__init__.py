@@ -97,6 +97,9 @@ class Runtime(Protocol):
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """Each flag, true if it is so for any worker. Does not wait for the device."""
 
+    def all_gather_text(self, text: str) -> list[str]:
+        """Every worker's text, in the order of ranks. Does not wait for the device."""
+
     def synchronise(self) -> None:
         """Wait until the device has done all it was given."""
 

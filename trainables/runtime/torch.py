@@ -166,6 +166,12 @@ class TorchRuntime:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
         return tuple(bool(vote) for vote in votes)
 
+    def all_gather_text(self, text: str) -> list[str]:
+        texts = [text] * self.world
+        if self.world > 1:
+            dist.all_gather_object(texts, text, group=self._control)
+        return texts
+
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
