@@ -42,8 +42,9 @@ def search(
 ) -> None:
     """Search a study's budgets for variant, epochs and learning rate; the same command again goes on where it was."""
     from search.session import search as run_search
+    from search.session import terminal_console
 
-    raise typer.Exit(run_search(study, fresh=fresh, address=address, console=Console()))
+    raise typer.Exit(run_search(study, fresh=fresh, address=address, console=terminal_console()))
 
 
 @app.command()

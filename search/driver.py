@@ -6,6 +6,7 @@ the trial's events on until the last one. Only the training loop itself ends a t
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,21 +18,8 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from search.director import Director, Finished
+from search.proxy import proxy
 from search.slices import NAMESPACE, Fleet
-
-
-def proxy(config: dict[str, Any]) -> None:
-    """The Tune trainable: one trial, trained elsewhere."""
-    broker = ray.get_actor(config["broker"], namespace=NAMESPACE)
-    trial = config["trial"]
-    ray.get(broker.submit.remote(trial, config["config"], config["previous"], config["attempt"]))
-    seen, ended = 0, False
-    while not ended:
-        events = ray.get(broker.pull.remote(trial, seen))
-        seen += len(events)
-        ended = events[-1]["event"] == "ended"
-        ray.tune.report({"trial": trial, "events": events})
-    ray.get(broker.forget.remote(trial))
 
 
 class DirectedSearch(Searcher):  # type: ignore[misc]
@@ -55,6 +43,7 @@ class DirectedSearch(Searcher):  # type: ignore[misc]
             "previous": suggestion.previous,
             "attempt": suggestion.attempt,
             "broker": self.fleet.broker_name,
+            "namespace": NAMESPACE,
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,6 +78,7 @@ def run(director: Director, fleet: Fleet) -> None:
     """Run the search to its end, or until `director.interrupted`. Raises what Tune raises if the proxies themselves
     fail.
     """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fleet.plan.slices)  # else proxies would start one after another
     ray.tune.Tuner(
         ray.tune.with_resources(proxy, {"CPU": 0.01}),
         tune_config=ray.tune.TuneConfig(

@@ -29,11 +29,14 @@ class Feeder(Generic[Item]):
         on_recovered: Callable[[int], None] = lambda count: None,
         linger_s: float = 0.5,
         retry_s: tuple[float, float] = (1.0, 30.0),
+        hold: bool = False,
     ) -> None:
         self._deliver, self._on_error, self._on_recovered = deliver, on_error, on_recovered
         self._linger_s, self._retry_s = linger_s, retry_s
         self._items: deque[Item] = deque()
-        self._arrived, self._closing = threading.Event(), threading.Event()
+        self._arrived, self._closing, self._released = threading.Event(), threading.Event(), threading.Event()
+        if not hold:
+            self._released.set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -41,6 +44,10 @@ class Feeder(Generic[Item]):
         """Queue an item; returns at once."""
         self._items.append(item)
         self._arrived.set()
+
+    def release(self) -> None:
+        """Let items go that were held from the start; may be called again."""
+        self._released.set()
 
     @property
     def pending(self) -> int:
@@ -51,12 +58,14 @@ class Feeder(Generic[Item]):
         """Deliver what waits, at once and in one last attempt, for `timeout_s` at most; returns the items not
         delivered."""
         self._closing.set()
+        self._released.set()
         self._arrived.set()
         self._thread.join(timeout_s)
         return self.pending
 
     def _run(self) -> None:
         failing, pause_s = False, self._retry_s[0]
+        self._released.wait()
         while True:
             self._arrived.wait()
             self._closing.wait(self._linger_s)

@@ -92,7 +92,13 @@ class ProgressView:
         self._work_before = self._total_work()
         use_live = console.is_terminal and not console.is_dumb_terminal if live is None else live
         self._live = (
-            Live(console=console, get_renderable=self.panel, refresh_per_second=REFRESHES_PER_SECOND)
+            Live(
+                console=console,
+                get_renderable=self.panel,
+                refresh_per_second=REFRESHES_PER_SECOND,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             if use_live
             else None
         )

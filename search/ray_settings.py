@@ -32,6 +32,8 @@ def prepare_environment(*, own_cluster: bool) -> None:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if own_cluster:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a slice, for nodes that may go
     if own_cluster and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -111,17 +111,25 @@ def refuse_changed_study(study: Study, budgets: list[Budget], state: StudyState)
         )
 
 
+def terminal_console() -> Console:
+    """A console on standard output as it is now, whatever is done to the descriptor later."""
+    return Console(file=os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding))
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Send every library's log lines, warnings and standard error to a file, and none of them to the terminal.
+    """Send every library's log lines, warnings and prints to a file, and none of them to the terminal.
 
-    Ray's compiled parts write to file descriptor 2 itself, so that is what is sent elsewhere.
+    Ray's compiled parts write to the file descriptors themselves, so those are sent elsewhere. What is meant for the
+    terminal goes through `terminal_console`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
+    sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.dup(2)
+    terminal = os.dup(1), os.dup(2)
     sink = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.close(sink)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -134,9 +142,11 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         root.handlers[:], root.level = before
+        sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
+        for number, kept in zip((1, 2), terminal, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
         handler.close()
 
 

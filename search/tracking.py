@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib
 import logging
 import os
 import tempfile
@@ -50,11 +49,6 @@ _REFUSALS: Final = (
 
 def _is_refusal(error: Exception) -> bool:
     return getattr(error, "error_code", None) in _REFUSALS
-
-
-def preload() -> None:
-    """Import MLflow (seconds) in the calling thread: two threads that import at once may meet half-made modules."""
-    importlib.import_module("mlflow.tracking._tracking_service.utils")
 
 
 @contextmanager
@@ -302,7 +296,8 @@ class MlflowView:
 
     An address that does not answer is said once through `say` (a line), tried again in the background, and then given
     everything in order. `say` is called from the thread. `artifact_root` is where the artefacts of an SQLite address go
-    (None: mlartifacts beside it); a server knows its own place. Raises `TrackingError` at once for a malformed address.
+    (None: mlartifacts beside it); a server knows its own place. With `hold`, nothing is done before `release`: MLflow's
+    import takes seconds. Raises `TrackingError` at once for a malformed address.
     """
 
     def __init__(
@@ -315,6 +310,7 @@ class MlflowView:
         say: Callable[[str], None],
         linger_s: float = 1.0,
         retry_s: tuple[float, float] = (1.0, 30.0),
+        hold: bool = False,
     ) -> None:
         check_uri(uri)
         self._where, self._say = f"MLflow at {shown(uri)}", say
@@ -327,7 +323,12 @@ class MlflowView:
             on_recovered=self._recovered,
             linger_s=linger_s,
             retry_s=retry_s,
+            hold=hold,
         )
+
+    def release(self) -> None:
+        """Let events go that were held from the start (`hold`); may be called again."""
+        self._feeder.release()
 
     def feed(self, record: Record) -> None:
         """Queue one event; returns at once. One that was fed before is passed over; ValueError if one is left out."""

@@ -16,7 +16,7 @@ from search.progress import ProgressView
 from search.results import write_csv
 from search.state import StudyState
 from search.study import Study
-from search.tracking import MlflowView, preload
+from search.tracking import MlflowView
 from search.tracking_uri import default_uri
 
 
@@ -52,9 +52,8 @@ class Views:
         bounds = (rates[0], max(rates[-1], rates[0] * 1.001))
         mlflow = None
         if study.tracking.enabled:
-            preload()
             uri, artefacts = tracking_address(study)
-            mlflow = MlflowView(uri, artifact_root=artefacts, study=study.name, run=run, say=progress.note)
+            mlflow = MlflowView(uri, artifact_root=artefacts, study=study.name, run=run, say=progress.note, hold=True)
         optuna = OptunaView(optuna_path(local_folder), learning_rates=bounds, say=progress.note)
         return cls(progress, optuna, mlflow)
 
@@ -67,6 +66,8 @@ class Views:
         """Feed one new record; returns at once."""
         self.progress.feed(record)
         self._feed_stores(record)
+        if self.mlflow is not None and record.event == "trial_started":
+            self.mlflow.release()  # not before: its import would hold the first trial up
 
     def _feed_stores(self, record: Record) -> None:
         self.optuna.feed(record)
