@@ -276,8 +276,11 @@ def read_study(text: str, *, source: str = "study") -> Study:
 
 
 def _absolute(address: str) -> str:
-    """A local path as an absolute one; an address with a scheme as it is."""
-    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
+    """A local path as an absolute one; an address with a scheme as it is, without slashes at its end."""
+    local = address.removeprefix("file://")
+    if "://" not in local:
+        return os.path.abspath(os.path.expanduser(local))
+    return address if address.endswith("://") else address.rstrip("/")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,463 @@
+"""The director, driven by a scripted fleet: no Ray, nothing trained, but a real ledger on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search.budgets import Budget, open_budgets
+from search.director import Director, Finished, Suggestion
+from search.ledger import Ledger, Record, read_ledger
+from search.state import StudyState
+from search.study import Study, read_study
+from trainables.config import TrialConfig
+
+STUDY: Final = """
+name: tiny
+data: {source: digits, image_size: 8}
+model: {variants: [F0, F1], width: 0.0625, group_size: 8, stem: small}
+budgets: [4e9 FLOPs, 8e9 FLOPs]
+epochs: {min: 0.01, max: 100}
+learning_rate: {base: 0.4, factor: 2, min: 0.1, max: 1.6}
+search: {sampler: tpe, trials: 8}
+training: {batch_size: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return read_study(STUDY)
+
+
+@pytest.fixture(scope="module")
+def budgets(study: Study) -> list[Budget]:
+    return open_budgets(study, 1437, 10)[0]
+
+
+def scripted_outcome(suggestion: Suggestion) -> dict[str, Any]:
+    """How a trial ends: a function of its config, as in training. High rates diverge, one point fails."""
+    config = TrialConfig.from_dict(suggestion.config)
+    rate, variant = config.optimiser.learning_rate, config.model.variant
+    if rate > 1:
+        return {"outcome": "diverged", "result": {"step": 3, "meter": {}, "reason": "loss is not finite"}}
+    if (rate, variant) == (0.1, "F1"):
+        return {"outcome": "failed", "result": {"step": 0, "meter": {}, "error": "RuntimeError: scripted"}}
+    loss = 1 + 0.1 * math.log2(rate / 0.4) ** 2 + 0.05 * (variant == "F1")
+    return {"outcome": "finished", "result": {"heldout_loss": loss, "step": config.steps, "meter": {"flops": 1.0}}}
+
+
+def events_of(suggestion: Suggestion, first: int = 0) -> list[dict[str, Any]]:
+    """What a broker would pass on of one undisturbed attempt."""
+    before = suggestion.previous["step"] if suggestion.previous else 0
+    events: list[dict[str, Any]] = [
+        {"event": "started", "slice": "slice-0", "step": before, "time": 2e9},
+        {"event": "progressed", "step": before + 1, "points": [[before + 1, 2.0, 0.1, 9.0]], "meter": {"flops": 0.5}},
+        {"event": "checkpointed", "step": before + 1},
+        {"event": "ended", **scripted_outcome(suggestion)},
+    ]
+    return [
+        {**event, "number": first + number, "attempt": suggestion.attempt + 1} for number, event in enumerate(events)
+    ]
+
+
+@dataclass
+class World:
+    """A director with a ledger on disk, and a fleet that trains the oldest trial in flight, one event at a time."""
+
+    study: Study
+    budgets: Sequence[Budget]
+    folder: Path
+    slices: int = 2
+    heard: list[Record] = field(default_factory=list)
+    flying: deque[tuple[Suggestion, deque[dict[str, Any]]]] = field(default_factory=deque)
+    most_in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(str(self.folder))
+        self.director = Director(
+            self.study, self.budgets, 10, str(self.folder), self.ledger, self.slices, self.heard.append
+        )
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+
+    def suggest(self) -> Suggestion:
+        suggestion = self.director.suggest()
+        assert isinstance(suggestion, Suggestion)
+        self.flying.append((suggestion, deque(events_of(suggestion))))
+        return suggestion
+
+    def fill(self) -> None:
+        """Ask until there is nothing to be had."""
+        while isinstance(suggestion := self.director.suggest(), Suggestion):
+            self.flying.append((suggestion, deque(events_of(suggestion))))
+        self.most_in_flight = max(self.most_in_flight, len(self.flying))
+
+    def step(self) -> None:
+        """One event of the oldest trial in flight."""
+        suggestion, events = self.flying[0]
+        self.director.take_events(suggestion.trial, [events.popleft()])
+        if not events:
+            self.flying.popleft()
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """To the end, or until a condition holds."""
+        self.fill()
+        while self.flying and not until():
+            self.step()
+            self.fill()
+
+    @property
+    def names(self) -> list[str]:
+        return [record.event for record in self.ledger.records]
+
+
+def outcomes(folder: Path) -> dict[str, str | None]:
+    return {trial.trial_id: trial.outcome for trial in StudyState.of(read_ledger(str(folder))).trials.values()}
+
+
+def told(folder: Path, event: str) -> list[str]:
+    """The trials, or budgets, of which the ledger tells an event, each as often as it does."""
+    key = "trial" if event.startswith("trial") else "budget"
+    return [record[key] for record in read_ledger(str(folder)) if record.event == event]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study: Study, budgets: list[Budget], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ledger's folder of a whole search that nothing befell."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with World(study, budgets, folder) as world:
+        world.run()
+        assert world.director.done
+        assert world.most_in_flight == 2
+    return folder
+
+
+# ---------------------------------------------------------------- the order of suggestions
+
+
+def test_trials_are_suggested_budget_by_budget_and_numbered(undisturbed: Path) -> None:
+    assert told(undisturbed, "trial_suggested") == [
+        f"{budget}-FLOPs-{number:03d}" for budget in ("4e9", "8e9") for number in range(8)
+    ]
+    assert set(outcomes(undisturbed).values()) == {"finished", "diverged", "failed"}  # the script has all of them
+
+
+def test_the_next_budget_starts_when_the_current_one_is_suggested_though_not_ended(undisturbed: Path) -> None:
+    records = read_ledger(str(undisturbed))
+    opened = next(r.seq for r in records if r.event == "budget_opened" and r["index"] == 1)
+    closed = next(r.seq for r in records if r.event == "budget_closed" and r["budget"] == "4e9 FLOPs")
+    last = next(r.seq for r in records if r.event == "trial_suggested" and r["trial"] == "4e9-FLOPs-007")
+    assert last < opened < closed
+    assert records[opened + 1].event == "trial_suggested"
+
+
+def test_a_budget_closes_with_its_best_trial(undisturbed: Path) -> None:
+    state = StudyState.of(read_ledger(str(undisturbed)))
+    for record in read_ledger(str(undisturbed)):
+        if record.event == "budget_closed":
+            losses = {
+                t.trial_id: t.heldout_loss for t in state.budgets[record["budget"]].trials if t.outcome == "finished"
+            }
+            assert losses[record["best"]] == min(losses.values())
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_never_more_trials_are_in_flight_than_there_are_slices(
+    study: Study, budgets: list[Budget], tmp_path: Path, slices: int
+) -> None:
+    with World(study, budgets, tmp_path, slices=slices) as world:
+        world.fill()
+        assert len(world.flying) == slices
+        assert world.director.suggest() is None
+        world.run()
+        assert world.most_in_flight == slices
+        assert isinstance(world.director.suggest(), Finished)
+
+
+def test_a_suggestion_is_the_trial_as_the_ledger_has_it(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    with World(study, budgets, tmp_path) as world:
+        suggestion = world.suggest()
+        (record,) = [r for r in world.ledger.records if r.event == "trial_suggested"]
+    config = TrialConfig.from_dict(json.loads(json.dumps(suggestion.config)))
+    assert (suggestion.attempt, suggestion.previous) == (0, None)
+    assert (config.trial_id, config.model.variant, config.steps) == (
+        record["trial"], record["variant"], record["steps"],
+    )  # fmt: skip
+    assert (config.optimiser.learning_rate, config.seed) == (record["learning_rate"], record["seed"])
+    assert config.checkpoint.folder == f"{tmp_path}/trials/{record['trial']}"
+    assert record["params"] == {"variant": record["variant"], f"lr_{record['variant']}": record["learning_rate"]}
+
+
+def test_a_budgets_suggestions_do_not_depend_on_the_other_budgets(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
+) -> None:
+    with World(study, budgets[1:], tmp_path) as world:
+        world.run()
+
+    def points(folder: Path) -> list[tuple[str, float]]:
+        records = [r for r in read_ledger(str(folder)) if r.event == "trial_suggested" and r["budget"] == "8e9 FLOPs"]
+        return [(record["variant"], record["learning_rate"]) for record in records]
+
+    assert points(tmp_path)[:5] == points(undisturbed)[:5]
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_every_record_is_durable_before_a_listener_sees_it(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    heard: list[Record] = []
+
+    def listen(record: Record) -> None:
+        lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+        assert len(lines) == record.seq + 1
+        assert lines[-1] == record.to_json().encode() + b"\n"
+        heard.append(record)
+
+    with World(study, budgets[:1], tmp_path) as world:
+        world.director.listen = listen
+        world.run()
+        assert heard == world.ledger.records
+
+
+def test_events_become_records(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    with World(study, budgets, tmp_path, slices=1) as world:
+        trial = world.suggest().trial
+        before = len(world.ledger.records)
+        started = {"event": "started", "slice": "slice-3", "step": 0, "time": world.ledger.records[-1].time + 7}
+        points = [[5, 2.1, 0.4, 100.0]]
+        ended = {"event": "ended", "outcome": "finished", "result": {"heldout_loss": 1.5, "step": 9, "meter": {"a": 1}}}
+        events = [
+            started,
+            {"event": "progressed", "step": 5, "points": points, "meter": {"flops": 1.0}},
+            {"event": "checkpointed", "step": 5},
+            {"event": "crashed", "reason": "killed"},
+            {**started, "attempt": 2, "step": 5},
+            ended,
+        ]
+        world.director.take_events(trial, [{"attempt": 1, **event, "number": n} for n, event in enumerate(events)])
+        records = world.ledger.records[before:]
+    assert [record.event for record in records] == [
+        "trial_started", "trial_progressed", "trial_checkpointed", "trial_lost", "trial_started", "trial_ended",
+    ]  # fmt: skip
+    assert {record["trial"] for record in records} == {trial}
+    assert (records[0]["slice"], records[0]["attempt"], records[0]["step"]) == ("slice-3", 1, 0)
+    assert records[0]["wait_s"] == pytest.approx(7, abs=0.5)
+    assert (records[1]["step"], records[1]["points"], records[1]["meter"]) == (5, points, {"flops": 1.0})
+    assert records[2]["step"] == 5
+    assert (records[3]["kind"], records[3]["reason"], records[3]["attempt"]) == ("crashed", "killed", 1)
+    assert (records[4]["attempt"], records[4]["step"]) == (2, 5)
+    assert (records[5]["outcome"], records[5]["result"]) == (ended["outcome"], ended["result"])
+
+
+def test_events_that_come_again_are_passed_over(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    """A proxy that Tune restarts pulls its trial's events from the first."""
+    with World(study, budgets[:1], tmp_path, slices=1) as world:
+        suggestion = world.suggest()
+        events = events_of(suggestion)
+        world.director.take_events(suggestion.trial, events[:2])
+        world.director.take_events(suggestion.trial, events[:3])
+        world.director.take_events(suggestion.trial, events)
+        after = list(world.ledger.records)
+        world.director.take_events(suggestion.trial, events)
+        assert world.ledger.records == after
+        assert Counter(world.names)["trial_ended"] == 1
+        assert [name for name in world.names if name.startswith("trial_")] == [
+            "trial_suggested", "trial_started", "trial_progressed", "trial_checkpointed", "trial_ended",
+        ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- interrupted, and gone on with
+
+
+def cut(source: Path, target: Path, records: int, rest: int = 0) -> None:
+    """A folder with the first records of another's ledger, as `kill -9` may leave it: the last one half written."""
+    lines = (source / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    target.mkdir()
+    (target / "ledger.jsonl").write_bytes(b"".join(lines[:records]) + b"".join(lines[records:])[:rest])
+
+
+def test_killed_after_any_record_a_search_comes_to_the_same_end(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
+) -> None:
+    """At every record of a whole search: no finished trial runs again, none is counted twice, none is left out."""
+    whole = outcomes(undisturbed)
+    count = len(read_ledger(str(undisturbed)))
+    for kept in range(count + 1):
+        folder = tmp_path / str(kept)
+        cut(undisturbed, folder, kept)
+        ended = {trial for trial, outcome in outcomes(folder).items() if outcome is not None}
+        with World(study, budgets, folder) as world:
+            world.fill()
+            handed_out = [suggestion.trial for suggestion, _ in world.flying]
+            world.run()
+            assert world.director.done, kept
+        assert ended.isdisjoint(handed_out), kept
+        assert outcomes(folder) == whole, kept
+        assert max(Counter(told(folder, "trial_ended")).values()) == 1, kept
+        assert sorted(told(folder, "trial_suggested")) == sorted(whole), kept
+        assert sorted(told(folder, "budget_closed")) == ["4e9 FLOPs", "8e9 FLOPs"], kept
+
+
+@settings(deadline=None, max_examples=20)
+@given(kills=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 200)), min_size=1, max_size=6))
+def test_killed_again_and_again_a_search_comes_to_the_same_end(
+    study: Study,
+    budgets: list[Budget],
+    undisturbed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[tuple[int, int]],
+) -> None:
+    folder = tmp_path_factory.mktemp("killed")
+    for steps, rest in kills:
+        with World(study, budgets, folder) as world:
+            before = len(world.ledger.records)
+            world.run(until=lambda: len(world.ledger.records) - before >= steps)  # noqa: B023 - called within the loop
+        path = folder / "ledger.jsonl"
+        # part of one more record, as a crash would leave it
+        path.write_bytes(path.read_bytes() + b'{"seq":9,"time":1.0,"event":"trial_ended","trial":"x"}\n'[: rest % 50])
+    with World(study, budgets, folder) as world:
+        world.run()
+        assert world.director.done
+    assert outcomes(folder) == outcomes(undisturbed)
+    assert max(Counter(told(folder, "trial_ended")).values()) == 1
+
+
+def test_open_trials_are_handed_out_first_with_what_they_last_reported(
+    study: Study, budgets: list[Budget], tmp_path: Path
+) -> None:
+    with World(study, budgets, tmp_path) as world:
+        first = world.suggest()
+        second = world.suggest()
+        for _ in range(3):
+            world.step()  # started, progressed and checkpointed; then the driver is killed
+        reported_at = next(r.time for r in world.ledger.records if r.event == "trial_progressed")
+    with World(study, budgets, tmp_path) as world:
+        again = world.suggest()
+        assert (again.trial, again.config, again.attempt) == (first.trial, first.config, 1)
+        assert again.previous == {"step": 1, "meter": {"flops": 0.5}, "time": reported_at}
+        unstarted = world.suggest()
+        assert (unstarted.trial, unstarted.attempt, unstarted.previous) == (second.trial, 0, None)
+        world.run()
+        assert Counter(told(tmp_path, "trial_ended"))[first.trial] == 1
+        starts = [
+            r["attempt"] for r in world.ledger.records if r.event == "trial_started" and r["trial"] == first.trial
+        ]
+        assert starts == [1, 2]
+
+
+def test_interrupted_it_suggests_nothing_more_and_stopped_trials_stay_open(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
+) -> None:
+    with World(study, budgets, tmp_path) as world:
+        world.run(until=lambda: world.names.count("trial_ended") == 3)
+        world.director.interrupted = True
+        assert isinstance(world.director.suggest(), Finished)
+        stopped = [suggestion.trial for suggestion, _ in world.flying]
+        for suggestion, events in world.flying:
+            number = events[0]["number"]
+            stop = {"event": "ended", "outcome": "stopped", "result": {"step": 1, "meter": {}}, "number": number}
+            world.director.take_events(suggestion.trial, [{**stop, "attempt": 1}])
+        assert len(stopped) == 2
+        assert world.names.count("trial_ended") == 3
+        assert not world.director.done
+    with World(study, budgets, tmp_path) as world:
+        world.fill()
+        assert [suggestion.trial for suggestion, _ in world.flying] == stopped
+        world.run()
+    assert outcomes(tmp_path) == outcomes(undisturbed)
+
+
+def test_a_search_that_is_done_has_nothing_to_suggest_and_nothing_to_write(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
+) -> None:
+    cut(undisturbed, tmp_path / "done", 10_000)
+    with World(study, budgets, tmp_path / "done") as world:
+        before = len(world.ledger.records)
+        assert isinstance(world.director.suggest(), Finished)
+        assert world.director.done
+        assert len(world.ledger.records) == before
+
+
+# ---------------------------------------------------------------- a study that grows
+
+
+def test_a_budget_that_is_added_later_is_opened(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
+) -> None:
+    with World(study, budgets[:1], tmp_path) as world:
+        world.run()
+        assert world.director.done
+    first = outcomes(tmp_path)
+    with World(study, budgets, tmp_path) as world:
+        assert not world.director.done
+        world.run()
+        assert world.director.done
+    assert outcomes(tmp_path).items() > first.items()
+    assert set(outcomes(tmp_path)) == set(outcomes(undisturbed))
+    assert told(tmp_path, "budget_opened") == ["4e9 FLOPs", "8e9 FLOPs"]
+
+
+def test_raising_the_trials_adds_trials(study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path) -> None:
+    cut(undisturbed, tmp_path / "more", 10_000)
+    more = [replace(budgets[0], trials=10), budgets[1]]
+    with World(study, more, tmp_path / "more") as world:
+        assert world.suggest().trial == "4e9-FLOPs-008"
+        world.run()
+        assert world.director.done
+    after = outcomes(tmp_path / "more")
+    assert set(after) - set(outcomes(undisturbed)) == {"4e9-FLOPs-008", "4e9-FLOPs-009"}
+    assert None not in after.values()
+    assert told(tmp_path / "more", "budget_closed").count("4e9 FLOPs") == 2
+
+
+def test_lowering_the_trials_adds_none(study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path) -> None:
+    cut(undisturbed, tmp_path / "fewer", 10_000)
+    with World(study, [replace(budget, trials=2) for budget in budgets], tmp_path / "fewer") as world:
+        assert isinstance(world.director.suggest(), Finished)
+        assert world.director.done
+
+
+def test_a_budget_whose_grid_is_exhausted_closes(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    endless = [replace(budgets[0], trials=1000)]
+    for _ in range(2):  # and stays closed when the search is called again
+        with World(study, endless, tmp_path) as world:
+            world.run()
+            assert world.director.done
+    assert len(outcomes(tmp_path)) == 10  # two variants at five learning rates
+    assert told(tmp_path, "budget_closed") == ["4e9 FLOPs"]
+
+
+def test_a_failed_trial_counts_and_is_not_tried_again(study: Study, budgets: list[Budget], tmp_path: Path) -> None:
+    with World(study, [replace(budgets[0], trials=2)], tmp_path, slices=1) as world:
+        for _ in range(2):
+            trial = world.director.suggest()
+            assert isinstance(trial, Suggestion)
+            failed = {"event": "ended", "outcome": "failed", "result": {"step": 0, "meter": {}, "error": "broken"}}
+            world.director.take_events(trial.trial, [{**failed, "number": 0, "attempt": 1}])
+        assert isinstance(world.director.suggest(), Finished)
+        assert world.director.done
+        assert world.ledger.records[-1].fields == {"budget": "4e9 FLOPs", "best": None}
+
+
+def test_open_trials_of_a_budget_that_was_taken_out_are_left_alone(
+    study: Study, budgets: list[Budget], tmp_path: Path
+) -> None:
+    with World(study, budgets, tmp_path) as world:
+        world.suggest()
+    with World(study, budgets[1:], tmp_path) as world:
+        world.run()
+        assert world.director.done
+    assert outcomes(tmp_path)["4e9-FLOPs-000"] is None
