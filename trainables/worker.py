@@ -80,6 +80,7 @@ def serve(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
+    import timm.models  # noqa: F401 - a second or two, which the first trial would count as its own start
     import torch
 
     from trainables.loop import train
