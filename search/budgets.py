@@ -95,7 +95,7 @@ def open_budgets(
         StudyError: core-hours that cannot be converted, budgets that do not rise, a budget that buys no variant;
             one line for each problem.
     """
-    amounts = _amounts(study, flops_per_core_second or study.compute.flops_per_core_second)
+    amounts = amounts_in_flops(study, flops_per_core_second=flops_per_core_second)
     sizes = {
         variant: costs(
             study.model.family,
@@ -136,8 +136,9 @@ def open_budgets(
     return budgets, warnings
 
 
-def _amounts(study: Study, rate: float | None) -> list[float]:
-    """Every budget in FLOPs, rising."""
+def amounts_in_flops(study: Study, *, flops_per_core_second: float | None = None) -> list[float]:
+    """Every budget in training FLOPs, rising; costs no model. Arguments and errors as for `open_budgets`."""
+    rate = flops_per_core_second or study.compute.flops_per_core_second
     amounts: list[float] = []
     problems: list[str] = []
     for index, quantity in enumerate(study.budgets):

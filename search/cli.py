@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 app = typer.Typer(
     help="Given this much compute: which model size, how many epochs, which learning rate?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -44,7 +44,8 @@ def search(
     from search.session import search as run_search
     from search.session import terminal_console
 
-    raise typer.Exit(run_search(study, fresh=fresh, address=address, console=terminal_console()))
+    with terminal_console() as console:
+        raise typer.Exit(run_search(study, fresh=fresh, address=address, console=console))
 
 
 @app.command()
@@ -71,16 +72,19 @@ def sync(
 def main() -> None:
     """The entry point: runs a command, and turns the user's mistakes into lines on standard error and status 2."""
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], prog_name="convscale", standalone_mode=False)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    except TyperException as error:
+        print(f"convscale: {' '.join(error.format_message().split())} See convscale --help.", file=sys.stderr)
+        status = error.exit_code
     except (ValueError, RuntimeError) as error:
         status = _status_of(error)
         if status is None:
             raise
         for line in str(error).splitlines():
             print(f"convscale: {line}", file=sys.stderr)
-        sys.exit(status)
+    sys.exit(status)
 
 
 def _status_of(error: Exception) -> int | None:
@@ -93,6 +97,8 @@ def _status_of(error: Exception) -> int | None:
 
     if isinstance(error, (LedgerError, SessionError, StudyError, TrackingError, TrialRefused)):
         return 2
+    if "search.slices" not in sys.modules:  # else no cluster was asked for, and Ray need not be imported
+        return None
     from search.slices import FleetError
 
     return 1 if isinstance(error, FleetError) else None

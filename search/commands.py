@@ -71,10 +71,9 @@ def sync_study(path: Path, uri: str | None, console: Console) -> None:
 
 def _newest_run(path: Path) -> tuple[Study, RunFolder, list[Record]]:
     study = load_study(path)
-    runs = find_runs(study)
-    records = read_ledger(runs[-1].url) if runs else []
-    if not records:
-        raise SessionError(
-            f"{path}: no run of {study.name} in {study.storage_url}; start one with: convscale search {path}"
-        )
-    return study, runs[-1], records
+    for run in reversed(find_runs(study)):
+        if records := read_ledger(run.url):  # a run that was refused at its start has none
+            return study, run, records
+    raise SessionError(
+        f"{path}: no run of {study.name} in {study.storage_url}; start one with: convscale search {path}"
+    )

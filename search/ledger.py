@@ -95,7 +95,11 @@ class _FileLog:
             raise LedgerError(
                 f"{self.path}: another search of this study is running; wait for it, or end it first"
             ) from None
-        records, size = self.read()
+        try:
+            records, size = self.read()
+        except BaseException:
+            self.close()
+            raise
         self._file = self.path.open("ab")
         self._file.truncate(size)
         return records

@@ -19,7 +19,7 @@ from typing import Any, Final
 import fsspec
 from rich.console import Console
 
-from search.budgets import Budget, open_budgets
+from search.budgets import amounts_in_flops, open_budgets
 from search.director import Director
 from search.ledger import FORMAT, Ledger
 from search.progress import PlannedBudget, ProgressView
@@ -58,11 +58,15 @@ def is_local(fs: Any) -> bool:
 
 
 def find_runs(study: Study) -> list[RunFolder]:
-    """The runs of a study that its storage holds, oldest first."""
-    fs, root = fsspec.core.url_to_fs(f"{study.storage_url}/{study.name}")
-    if not fs.exists(root):
-        return []
-    names = (Path(path).name for path in fs.ls(root, detail=False))
+    """The runs of a study that its storage holds, oldest first. Raises `SessionError` if it cannot be looked into."""
+    try:
+        fs, root = fsspec.core.url_to_fs(f"{study.storage_url}/{study.name}")
+        names = [Path(path).name for path in fs.ls(root, detail=False)] if fs.isdir(root) else []
+    except (OSError, ImportError, ValueError) as error:
+        raise SessionError(
+            f"{study.source}: storage: {study.storage!r} given, but it cannot be read ({_one_line(error)}); "
+            "name a folder or address that can be"
+        ) from error
     numbers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"run-(\d+)", name)))
     return [RunFolder(f"{study.storage_url}/{study.name}/run-{number}", f"run-{number}") for number in numbers]
 
@@ -91,18 +95,20 @@ def code_version() -> str:
     return commit + ("+" if changed.strip() else "")
 
 
-def refuse_changed_study(study: Study, budgets: list[Budget], state: StudyState) -> None:
-    """Raise `SessionError` if what a result depends on differs from what the run was opened with."""
+def refuse_changed_study(study: Study, state: StudyState) -> None:
+    """Raise `SessionError` if what a result depends on differs from what the run was opened with, and `StudyError` for
+    budgets that cannot be told in FLOPs.
+    """
     before, now = state.opened["identity"], study.identity()
     changed = [
         f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-    for budget in budgets:
-        known = state.budgets.get(budget.label)
-        if known is not None and abs(known.flops / budget.flops - 1) > 1e-6:
-            changed.append(f"budget {budget.label}: was {known.flops:.4g} FLOPs, now {budget.flops:.4g}")
+    for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):
+        known = state.budgets.get(quantity.label)
+        if known is not None and abs(known.flops / flops - 1) > 1e-6:
+            changed.append(f"budget {quantity.label}: was {known.flops:.4g} FLOPs, now {flops:.4g}")
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise SessionError(
@@ -111,9 +117,11 @@ def refuse_changed_study(study: Study, budgets: list[Budget], state: StudyState)
         )
 
 
-def terminal_console() -> Console:
+@contextmanager
+def terminal_console() -> Iterator[Console]:
     """A console on standard output as it is now, whatever is done to the descriptor later."""
-    return Console(file=os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding))
+    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding) as terminal:
+        yield Console(file=terminal)
 
 
 @contextmanager
@@ -160,8 +168,13 @@ def prepare_storage(study: Study) -> None:
         fs.rm_file(probe)
     except (OSError, ImportError, ValueError) as error:
         raise SessionError(
-            f"storage: {study.storage!r} given, but it cannot be written to ({error}); name a folder that can be"
+            f"{study.source}: storage: {study.storage!r} given, but it cannot be written to ({_one_line(error)}); "
+            "name a folder or address that can be"
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def local_folder(study: Study, folder: RunFolder) -> Path:
@@ -171,13 +184,25 @@ def local_folder(study: Study, folder: RunFolder) -> Path:
     return folder.local or Path.home() / ".cache" / "convscale" / study.name / folder.run
 
 
-def resolve_device(study: Study) -> str:
-    """The device that trials train on: the study's, or a GPU if this machine has one."""
-    if study.compute.device != "auto":
-        return study.compute.device
+def resolve_device(study: Study, *, own_cluster: bool) -> str:
+    """The device that trials train on: the study's, or a GPU if this machine has one.
+
+    Raises `SessionError` where a cluster of one's own has fewer GPUs than the slices take: Ray would wait for them.
+    """
+    compute = study.compute
+    if compute.device == "cpu":
+        return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if compute.device == "cuda" or torch.cuda.is_available() else "cpu"
+    needed, there = compute.slices * compute.workers_per_slice, torch.cuda.device_count()
+    if device == "cuda" and own_cluster and there < needed:
+        raise SessionError(
+            f"{study.source}: compute.device: {compute.device!r} given, and {compute.slices} slices of "
+            f"{compute.workers_per_slice} workers take a GPU each ({needed}), but this machine has {there}; lower "
+            "compute.slices, set compute.device to cpu, or name a cluster with --address"
+        )
+    return device
 
 
 def search(study_path: Path, *, fresh: bool, address: str | None, console: Console) -> int:
@@ -192,11 +217,14 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     splits = open_splits(study.data_config())
     if study.tracking.enabled:
         check_uri(tracking_address(study)[0])
+    amounts_in_flops(study)  # raises where core-hours cannot be told in FLOPs
+    device = resolve_device(study, own_cluster=address is None)
     prepare_storage(study)
     folder = choose_run(study, fresh=fresh)
     local = local_folder(study, folder)
     with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
-        device = resolve_device(study)
+        if ledger.records:
+            refuse_changed_study(study, StudyState.of(ledger.records))
         cores = cores_per_worker(study, device)
 
         # ---------------------------------------------------------------- the cluster starts while budgets are worked
@@ -216,8 +244,6 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
             fleet = stack.enter_context(Fleet(plan, address=address))
             budgets, warnings = opening.result()
-        if ledger.records:
-            refuse_changed_study(study, budgets, StudyState.of(ledger.records))
         fleet.lease()
 
         # ---------------------------------------------------------------- the views

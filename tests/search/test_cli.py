@@ -1,0 +1,478 @@
+"""The command line: what a mistake looks like (one line, status 2, before any cluster), and the commands that train
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import yaml
+
+from search import cli, session
+from search.ledger import Ledger
+from search.session import SessionError, choose_run, find_runs, prepare_storage, refuse_changed_study, resolve_device
+from search.state import StudyState
+from search.study import read_study
+from tests.search.ledgers import synthetic_records
+
+STUDY: dict[str, Any] = {
+    "name": "digits",
+    "data": {"source": "digits", "image_size": 8},
+    "model": {"variants": ["F0", "F1"], "width": 0.0625, "group_size": 8, "stem": "small"},
+    "budgets": ["4e9 FLOPs", "8e9 FLOPs"],
+    "epochs": {"min": 0.01, "max": 100},
+    "learning_rate": {"base": 0.4, "min": 0.1, "max": 1.6},
+    "search": {"trials": 4},
+    "training": {"batch_size": 64, "precision": "float32"},
+    "compute": {"device": "cpu", "slices": 1, "cores_per_slice": 1},
+    "storage": "runs",
+}
+
+
+class ClusterStartedError(AssertionError):
+    """A search got as far as its cluster."""
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every command runs in a folder of its own, and none may start Ray."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise ClusterStartedError
+
+    import ray
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def write_study(**changes: Any) -> None:
+    """digits.yaml in the working directory; a change of None leaves a field out."""
+    values = {key: value for key, value in (STUDY | changes).items() if value is not None}
+    Path("digits.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls convscale with arguments, in this process; its exit status, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convscale", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capfd.readouterr()
+        return left.value.code or 0, out, err  # type: ignore[return-value]
+
+    return call
+
+
+@pytest.fixture
+def refused(called: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Calls convscale with a mistake in it; the one line that it must end with, and nothing but that line."""
+
+    def call(*arguments: str) -> str:
+        status, out, err = called(*arguments)
+        assert status == 2, err
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("convscale: ")
+        return line
+
+    return call
+
+
+def open_run(run: str = "run-1", **identity: Any) -> Path:
+    """A run of digits.yaml as an earlier search would have left it; `identity` is what differed then."""
+    study = read_study(Path("digits.yaml").read_text())
+    folder = Path(study.storage_url) / study.name / run
+    with Ledger(str(folder)) as ledger:
+        for record in synthetic_records(trials=2):
+            fields = record.fields
+            if record.event == "study_opened":
+                fields |= {"identity": study.identity() | identity, "run": run}
+            ledger.append(record.event, **fields)
+    return folder
+
+
+# ---------------------------------------------------------------- mistakes in the study file, for each command
+
+COMMANDS = ("plan", "search", "results", "sync")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_study_file_that_is_not_there(command: str, refused: Callable[..., str]) -> None:
+    write_study()
+    assert refused(command, "digit.yaml") == (
+        "convscale: digit.yaml: no such file; did you mean digits.yaml?"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_yaml_that_is_broken_is_named_by_line_and_column(command: str, refused: Callable[..., str]) -> None:
+    Path("digits.yaml").write_text("name: digits\ndata: {source: digits\nbudgets: [1]\n")
+    assert refused(command, "digits.yaml").startswith("convscale: digits.yaml:3:")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rat": {"base": 1}}, ["learning_rat: unknown field", "did you mean learning_rate?"]),
+        ({"search": {"sampler": "tpa"}}, ['search.sampler: "tpa" given', "'tpe', 'gp', 'random' or 'grid'"]),
+        ({"compute": {"workers_per_slice": 3}, "training": {"batch_size": 64, "eval_batch_size": 3}},
+         ["training.batch_size: 64 given", "multiples of compute.workers_per_slice (3)", "use 63"]),
+        ({"budgets": None}, ["budgets: missing; add it"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_field(command: str, changes: dict[str, Any], said: list[str], refused: Callable[..., str]) -> None:
+    write_study(**changes)
+    line = refused(command, "digits.yaml")
+    assert line.startswith("convscale: digits.yaml: ")
+    assert [part for part in said if part not in line] == []
+
+
+def test_two_mistakes_are_two_lines(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study(colour="red", training={"momentum": 2})
+    status, out, err = called("search", "digits.yaml")
+    assert (status, out) == (2, "")
+    assert [line.split(":")[:3] for line in err.splitlines()] == [
+        ["convscale", " digits.yaml", " training.momentum"],
+        ["convscale", " digits.yaml", " colour"],
+    ]
+
+
+# ---------------------------------------------------------------- mistakes that the machine shows
+
+
+@pytest.mark.parametrize("command", ["plan", "search"])
+def test_a_data_folder_that_is_not_there(command: str, refused: Callable[..., str]) -> None:
+    write_study(data={"source": "folder", "path": "my-images", "image_size": 8})
+    assert "my-images" in refused(command, "digits.yaml")
+    Path("my-images").mkdir()
+    assert "my-images" in refused(command, "digits.yaml")  # and one that is empty
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "localhost:5000", "http://", "sqlite:///", "http://host:port"])
+def test_a_malformed_tracking_address(uri: str, refused: Callable[..., str]) -> None:
+    write_study(tracking={"uri": uri})
+    line = refused("search", "digits.yaml")
+    assert "tracking address" in line
+    assert uri in line
+    assert "sqlite:////absolute/path/mlflow.db" in line
+
+
+def test_storage_that_cannot_be_written_to(refused: Callable[..., str]) -> None:
+    write_study()
+    Path("runs").write_text("a file in its place")
+    line = refused("search", "digits.yaml")
+    assert "digits.yaml: storage: 'runs' given, but it cannot be written to" in line
+    assert "name a folder or address that can be" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("storage", ["nosuch://bucket/runs", "abfs-of-nobody://x"])
+def test_storage_of_an_unknown_kind(command: str, storage: str, refused: Callable[..., str]) -> None:
+    write_study(storage=storage)
+    assert f"digits.yaml: storage: '{storage}' given" in refused(command, "digits.yaml")
+
+
+def test_core_hours_without_a_rate(refused: Callable[..., str]) -> None:
+    write_study(budgets=["1 core-hours"], compute={"device": "cpu"})
+    assert "set compute.flops_per_core_second" in refused("search", "digits.yaml")
+    assert not Path("runs").exists()
+
+
+def test_gpus_that_are_not_there(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    write_study(compute={"device": "cuda", "slices": 2})
+    line = refused("search", "digits.yaml")
+    assert "compute.device: 'cuda' given" in line
+    assert "(2), but this machine has 1; lower compute.slices" in line
+
+
+def test_which_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(there: int, *, own_cluster: bool = True, **compute: Any) -> str:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
+        return resolve_device(read_study(yaml.safe_dump(STUDY | {"compute": compute})), own_cluster=own_cluster)
+
+    assert device(0) == "cpu"
+    assert device(2, slices=2) == "cuda"
+    assert device(2, device="cpu") == "cpu"
+    assert device(0, device="cuda", own_cluster=False) == "cuda"  # the cluster's GPUs are not to be seen from here
+    with pytest.raises(SessionError, match=r"take a GPU each \(4\), but this machine has 2"):
+        device(2, slices=2, workers_per_slice=2)
+
+
+# ---------------------------------------------------------------- mistakes that an earlier run shows
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_damaged_ledger(command: str, refused: Callable[..., str]) -> None:
+    write_study()
+    path = open_run() / "ledger.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "{broken", *lines[3:]]) + "\n")
+    line = refused(command, "digits.yaml")
+    assert f"{path}: line 3 is not an event" in line
+    assert "--fresh" in line
+
+
+def test_a_changed_study_is_named_by_its_field(refused: Callable[..., str]) -> None:
+    write_study()
+    open_run(**{"training.momentum": 0.5})
+    line = refused("search", "digits.yaml")
+    assert "digits.yaml: changed since run-1 of this study began (training.momentum: was 0.5, now 0.9)" in line
+    assert "--fresh" in line
+
+
+def test_a_budget_that_changed_its_size(refused: Callable[..., str]) -> None:
+    write_study(budgets=["1 core-hours"], compute={"device": "cpu", "flops_per_core_second": 1e6})
+    folder = open_run()
+    with Ledger(str(folder)) as ledger:
+        ledger.append("budget_opened", budget="1 core-hours", index=0, flops=7.2e9, trials=1, cells=[])
+    assert "budget 1 core-hours: was 7.2e+09 FLOPs, now 3.6e+09" in refused("search", "digits.yaml")
+
+
+def test_many_changes_are_cut_short() -> None:
+    study = read_study(yaml.safe_dump(STUDY))
+    opened = {"identity": dict.fromkeys(study.identity(), "other"), "run": "run-2"}
+    with pytest.raises(SessionError, match=r"; and \d+ more\)") as caught:
+        refuse_changed_study(study, StudyState(opened=opened))
+    assert len(str(caught.value)) < 500
+
+
+def test_what_changes_no_result_may_change() -> None:
+    study = read_study(yaml.safe_dump(STUDY))
+    changes: dict[str, Any] = {"budgets": ["4e9 FLOPs"], "search": {"trials": 9, "sampler": "gp"}, "storage": "there"}
+    changed = read_study(yaml.safe_dump(STUDY | changes))
+    refuse_changed_study(changed, StudyState(opened={"identity": study.identity(), "run": "run-1"}))
+
+
+def test_a_search_that_is_running_already(refused: Callable[..., str]) -> None:
+    write_study()
+    with Ledger(str(open_run())):
+        assert "another search of this study is running" in refused("search", "digits.yaml")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--fresh"]])
+def test_a_study_that_is_right_gets_as_far_as_the_cluster(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So the refusals above are not refusals of everything, and `--fresh` gets past a changed study."""
+    write_study()
+    open_run(**({"training.momentum": 0.5} if arguments else {}))
+    monkeypatch.setattr(sys, "argv", ["convscale", "search", "digits.yaml", *arguments])
+    with pytest.raises(ClusterStartedError):
+        cli.main()
+    assert capfd.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------- results and sync
+
+
+@pytest.mark.parametrize("command", ["results", "sync"])
+def test_without_a_run_there_is_nothing_to_show(command: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    write_study()
+    line = refused(command, "digits.yaml")
+    assert f"no run of digits in {tmp_path}/runs; start one with: convscale search digits.yaml" in line
+    assert not Path("runs").exists()
+
+
+def test_a_server_that_does_not_answer(refused: Callable[..., str]) -> None:
+    write_study()
+    open_run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    line = refused("sync", "digits.yaml", "--uri", uri)
+    assert line.startswith(f"convscale: MLflow at {uri} cannot be reached (")
+    assert line.endswith("; start it, or correct the address")
+
+
+def test_an_address_given_to_sync_that_is_malformed(refused: Callable[..., str]) -> None:
+    write_study()
+    open_run()
+    assert "tracking address 'there' is neither a server nor" in refused("sync", "digits.yaml", "--uri", "there")
+
+
+def test_a_run_that_never_began_hides_no_earlier_one(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    open_run()
+    Path("runs/digits/run-2/logs").mkdir(parents=True)
+    status, out, err = called("results", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "runs/digits/run-1/figures" in out
+
+
+def test_results_are_shown_from_the_ledger_alone(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    open_run()
+    newest = open_run("run-2")
+    status, out, err = called("results", "digits.yaml")
+    assert (status, err) == (0, "")
+    for budget in ("2e11 FLOPs", "6e11 FLOPs", "1.8e12 FLOPs"):
+        assert budget in out
+    figure = newest / "figures" / "loss_vs_compute.png"
+    assert str(figure.relative_to(Path.cwd())) in out
+    assert figure.exists()
+    assert (newest / "results.csv").exists()
+    assert "mlflow ui --backend-store-uri sqlite:///" in out
+    assert "optuna-dashboard sqlite:///runs/digits/run-2/optuna.db" in out
+
+
+@pytest.mark.slow
+def test_sync_fills_mlflow_and_optuna_and_again_changes_nothing(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    folder = open_run()
+    status, out, err = called("sync", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "10 runs of digits run-1, 10 made" in out  # the study, three budgets, six trials
+    assert Path("runs/mlflow.db").exists()
+    assert (folder / "optuna.db").exists()
+    status, out, err = called("sync", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "0 made, 0 brought up to date, 0 metric points" in out
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_plan_prints_and_trains_nothing(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    status, out, err = called("plan", "digits.yaml")
+    assert (status, err) == (0, "")
+    for word in ("4e9 FLOPs", "8e9 FLOPs", "F0", "F1"):
+        assert word in out
+    assert not Path("runs").exists()
+
+
+def test_a_budget_that_buys_nothing(refused: Callable[..., str]) -> None:
+    write_study(budgets=["1 FLOPs"])
+    assert "budgets[0]: 1 FLOPs buys no variant within the range" in refused("plan", "digits.yaml")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_runs_are_counted_up_and_the_newest_is_gone_on_with() -> None:
+    write_study()
+    study = read_study(yaml.safe_dump(STUDY))
+    assert choose_run(study, fresh=False).run == choose_run(study, fresh=True).run == "run-1"
+    for number in (1, 2, 10):
+        open_run(f"run-{number}")
+    Path("runs/digits/notes").mkdir()
+    assert [run.run for run in find_runs(study)] == ["run-1", "run-2", "run-10"]
+    assert choose_run(study, fresh=False).run == "run-10"
+    assert choose_run(study, fresh=True).run == "run-11"
+
+
+def test_runs_in_remote_storage() -> None:
+    study = read_study(yaml.safe_dump(STUDY | {"storage": "memory://cli/runs/"}))
+    prepare_storage(study)
+    assert find_runs(study) == []
+    with Ledger(choose_run(study, fresh=False).url) as ledger:
+        ledger.append("study_opened")
+    assert [run.url for run in find_runs(study)] == ["memory://cli/runs/digits/run-1"]
+    assert find_runs(study)[0].local is None
+
+
+# ---------------------------------------------------------------- the command line itself
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plann", "digits.yaml"], "No such command 'plann'"),
+        (["plan"], "Missing argument"),
+        (["search", "digits.yaml", "--frsh"], "No such option: --frsh"),
+        (["search", "digits.yaml", "more"], "unexpected extra argument"),
+        (["sync", "digits.yaml", "--uri"], "requires an argument"),
+    ],
+)
+def test_a_command_that_is_not_one(arguments: list[str], said: str, refused: Callable[..., str]) -> None:
+    line = refused(*arguments)
+    assert said in line
+    assert line.endswith("See convscale --help.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["search", "--help"]])
+def test_help(arguments: list[str], called: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = called(*arguments)
+    assert (status, err) == (0, "")
+    assert "Usage: convscale" in out
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, called: Callable[..., tuple[int, str, str]]) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.commands.plan_study", interrupt)
+    assert called("plan", "digits.yaml") == (130, "", "")
+
+
+def test_the_exit_status_of_a_search_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch, called: Callable[..., tuple[int, str, str]]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def pretend(path: Path, **options: Any) -> int:
+        asked.append({"path": path, **options})
+        return 130
+
+    monkeypatch.setattr(session, "search", pretend)
+    assert called("search", "digits.yaml", "--fresh", "--address", "auto")[0] == 130
+    assert (asked[0]["path"], asked[0]["fresh"], asked[0]["address"]) == (Path("digits.yaml"), True, "auto")
+
+
+def test_a_cluster_that_failed_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, called: Callable[..., tuple[int, str, str]]
+) -> None:
+    from search.slices import FleetError
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise FleetError("slice-0 cannot start its workers (3 times): no space left")
+
+    monkeypatch.setattr(session, "search", fail)
+    status, _, err = called("search", "digits.yaml")
+    assert (status, err) == (1, "convscale: slice-0 cannot start its workers (3 times): no space left\n")
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
+def test_an_error_of_our_own_is_not_passed_off_as_the_users(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("search.commands.plan_study", fail)
+    monkeypatch.setattr(sys, "argv", ["convscale", "plan", "digits.yaml"])
+    with pytest.raises(type(error), match="ours"):
+        cli.main()
+
+
+def test_a_mistake_is_told_without_importing_what_is_slow() -> None:
+    """In a process of its own: neither Ray nor torch, MLflow nor Optuna, for a field that is misspelt."""
+    write_study(tracking={"uri": "ftp://x"})
+    program = (
+        "import sys; sys.argv = ['convscale', 'search', 'digits.yaml']\n"
+        "from search.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'ray', 'torch', 'mlflow', 'timm'} & set(sys.modules)))"
+    )
+    root = str(Path(cli.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == "[]\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert "neither a server nor an SQLite file" in done.stderr
