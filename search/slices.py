@@ -173,6 +173,8 @@ class Lease(threading.Thread):
             try:
                 self._hold()
                 return
+            except SystemExit:  # how a wait ends when Ray is shut down under it
+                return
             except Exception as error:  # told by `Fleet.check`, in the driver's own thread
                 if self.over:
                     return

@@ -83,15 +83,21 @@ class Broker:
         """Drop an ended trial's events, so that memory does not grow with the study."""
         self._orders.pop(trial, None)
 
+    async def stop(self, trial: str) -> None:
+        """Tell a trial to stop at its next step and keep its checkpoint; one that waits ends at once."""
+        order = self._orders[trial]
+        if order in self._queue:
+            self._queue.remove(order)
+            await self._end(order, "stopped")
+        async with order.changed:
+            order.stopping = True
+            order.changed.notify_all()
+
     async def stop_all(self) -> None:
-        """Tell every trial to stop at its next step and keep its checkpoint; hand out no further one."""
+        """Stop every trial, and hand out no further one."""
         self._closed = True
-        while self._queue:
-            await self._end(self._queue.popleft(), "stopped")
-        for order in list(self._orders.values()):
-            async with order.changed:
-                order.stopping = True
-                order.changed.notify_all()
+        for trial in list(self._orders):
+            await self.stop(trial)
         async with self._queued:
             self._queued.notify_all()
 
