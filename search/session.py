@@ -319,9 +319,13 @@ def cores_per_worker(study: Study, device: str) -> int:
 def show_results(study: Study, state: StudyState, folder: RunFolder, local: Path, console: Console) -> None:
     """Print the tables, where the figures are, and how to open the pages."""
     render_results(state, console)
-    console.print(f"Figure of held-out loss against compute: {shown(local / 'figures' / 'loss_vs_compute.png')}")
-    console.print(f"Figure of the learning-rate valleys:     {shown(local / 'figures' / 'learning_rate_valley.png')}")
-    console.print(f"All trials as a table:                   {shown(local / 'results.csv')}")
+    figures = local / "figures"
+    for what, path in (
+        ("Figure of held-out loss against compute:", figures / "loss_vs_compute.png"),
+        ("Figure of the learning-rate valleys:    ", figures / "learning_rate_valley.png"),
+        ("All trials as a table:                  ", local / "results.csv"),
+    ):
+        console.print(f"{what} {shown(path)}", soft_wrap=True)
     if study.tracking.enabled:
         console.print(f"MLflow's page:          {page_command(tracking_address(study)[0])}", soft_wrap=True)
     console.print(

@@ -324,7 +324,7 @@ def test_results_are_shown_from_the_ledger_alone(called: Callable[..., tuple[int
     for budget in ("2e11 FLOPs", "6e11 FLOPs", "1.8e12 FLOPs"):
         assert budget in out
     figure = newest / "figures" / "loss_vs_compute.png"
-    assert str(figure.relative_to(Path.cwd())) in out
+    assert f"Figure of held-out loss against compute: {figure.relative_to(Path.cwd())}\n" in out
     assert figure.exists()
     assert (newest / "results.csv").exists()
     assert "mlflow ui --backend-store-uri sqlite:///" in out

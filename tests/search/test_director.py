@@ -204,7 +204,7 @@ def test_a_suggestion_is_the_trial_as_the_ledger_has_it(study: Study, budgets: l
 def test_a_budgets_suggestions_do_not_depend_on_the_other_budgets(
     study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path
 ) -> None:
-    with World(study, budgets[1:], tmp_path) as world:
+    with World(study, [replace(budgets[1], index=0)], tmp_path) as world:
         world.run()
 
     def points(folder: Path) -> list[tuple[str, float]]:

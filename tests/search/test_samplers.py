@@ -175,6 +175,13 @@ def test_nothing_is_warned_of_or_printed(sampler: SamplerName, capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_proposals_are_drawn_anew_each_time(sampler: SamplerName) -> None:
+    """Not one draw over and over, and then its neighbours."""
+    pairs = [[point.variant for point in points(searched(sampler, 2, seed=seed))] for seed in range(30)]
+    assert 2 <= sum(first == second for first, second in pairs) <= 20  # a third of them, by chance
+
+
 # ---------------------------------------------------------------- what the outcomes say
 
 LINE: Final = Space(("F0",), tuple(0.01 * 2 ** (k / 2) for k in range(24)))
