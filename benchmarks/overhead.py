@@ -216,13 +216,15 @@ def first_trial(search: Search, first: tuple[float, float]) -> Table:
     moments, slice_ = search.moments, search.moments["slices"]["slice-0"]
     suggested, started = first
     served = slice_["ready"] - slice_["import_s"]
+    process = max(slice_["process"], moments["leased"])
     stages = [
         ("our imports: study file, data, tables", search.called, moments["own_imports"]),
         ("importing Ray", moments["own_imports"], moments["ray_imports"]),
         ("the study file and its data, storage, ledger", moments["ray_imports"], moments["entering"]),
         ("ray.init and the broker (budgets are worked out beside it)", moments["entering"], moments["entered"]),
-        ("the slice's Ray Train run: controller, placement, worker process", moments["leased"], served),
-        ("the worker: importing torch, the loop, timm", served, slice_["ready"]),
+        ("the slice's Ray Train run: its controller, placement", moments["leased"], process),
+        ("its worker process: start, importing Ray", process, served),
+        ("its worker process: importing torch, the loop, timm", served, slice_["ready"]),
         ("the trial: images, model, optimiser, first batch asked for", slice_["ready"], started),
     ]
     table = Table("stage", "seconds", "from the command on", title="(a) What the first trial waits for")
@@ -241,9 +243,8 @@ def first_trial(search: Search, first: tuple[float, float]) -> Table:
 class Split:
     """Where a search's time went: seconds of wall time, those of the slots as their mean.
 
-    `wall` runs from the moment the first trial is being set up to the last trial's result. Before it lies
-    `start_of_cluster`, after it `closing`, whose parts are named. `trials`: a slot's, `trial`: the productive seconds
-    of one.
+    A slot's `wall` runs from the moment its first trial is being set up to the last trial's result. Before it lies
+    `start_of_cluster`, after it `closing`, whose parts are named. `trials` is how many a slot ran.
     """
 
     start_of_cluster: float
@@ -287,17 +288,19 @@ def split(search: Search) -> Split:
     started = {record["trial"]: record for record in search.of("trial_started")}
     ended = search.of("trial_ended")
     buckets: dict[Bucket, float] = dict.fromkeys(BUCKETS, 0.0)
-    first_setup, last_result = float("inf"), 0.0
-    slots: dict[str, float] = {}
+    setups: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
     for record in ended:
         begun, meter = started[record["trial"]], record["result"]["meter"]
         setup = suggested[record["trial"]] + begun["wait_s"] - meter["seconds_start_up"]
-        first_setup, last_result = min(first_setup, setup), max(last_result, record.time)
-        slots[begun["slice"]] = max(slots.get(begun["slice"], 0.0), record.time)
+        setups.setdefault(begun["slice"], []).append(setup)
+        results.setdefault(begun["slice"], []).append(record.time)
         for bucket in BUCKETS:
             buckets[bucket] += meter[f"seconds_{bucket}"] / search.slices
+    last_result = max(map(max, results.values()))
+    first_setup = statistics.mean(map(min, setups.values()))
     wall = last_result - first_setup
-    no_trial_left = sum(last_result - last for last in slots.values()) / search.slices
+    no_trial_left = last_result - statistics.mean(map(max, results.values()))
     moments, session_ended = search.moments, search.of("session_ended")[-1].time
     return Split(
         start_of_cluster=first_setup - search.called,
@@ -348,8 +351,8 @@ def report_ratios(report: Report, searches: list[tuple[float, Search]], alone: f
     report.show(table)
     report.say(
         "Measured from the ledgers, per slot, in per cent of its productive time. Between trials: the final "
-        "checkpoint's writing, ledger, sampler, Tune, broker. Start of the cluster: from the command until the first "
-        f"trial is being set up. Alone, the same loop trains {alone:.0f} images/s on one thread; what a slot is slower "
+        "checkpoint's writing, ledger, sampler, Tune, broker. Start of the cluster: from the command until a "
+        f"slot's first trial is being set up. Alone, the same loop trains {alone:.0f} images/s on one thread; what a slot is slower "
         "beside driver, Ray (which gives workers a low priority) and other slots lies in its productive time, not in "
         "the ratio. Estimated: only the row that says so, from this search's cost of a trial and of its end."
     )

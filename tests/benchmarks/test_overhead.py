@@ -33,13 +33,13 @@ def search_of(slices: int, records: list[Record]) -> Search:
 
 
 def test_two_slots_are_split_into_named_parts_that_add_up_to_the_wall_time() -> None:
-    records = ledger_of(("a", 95, 100, 109), ("b", 95, 100, 108.6), ("a", 109, 109.1, 118))
+    records = ledger_of(("a", 95, 100, 109), ("b", 95, 102, 110.8), ("a", 109, 109.1, 118))
     found = split(search_of(2, records))
-    assert found.start_of_cluster == pytest.approx(10)
-    assert found.wall == pytest.approx(18)
+    assert found.start_of_cluster == pytest.approx(11)
+    assert found.wall == pytest.approx(17)
     assert found.productive == pytest.approx(12)
-    assert found.no_trial_left == pytest.approx((118 - 108.6) / 2)
-    assert found.between_trials == pytest.approx(18 - 12 - 0.75 - 0.15 - 4.7)
+    assert found.no_trial_left == pytest.approx((118 - 110.8) / 2)
+    assert found.between_trials == pytest.approx(17 - 12 - 0.75 - 0.15 - 3.6)
     assert sum(found.closing.values()) == pytest.approx(4.5)
 
 
