@@ -351,10 +351,10 @@ def report_ratios(report: Report, searches: list[tuple[float, Search]], alone: f
     report.show(table)
     report.say(
         "Measured from the ledgers, per slot, in per cent of its productive time. Between trials: the final "
-        "checkpoint's writing, ledger, sampler, Tune, broker. Start of the cluster: from the command until a "
-        f"slot's first trial is being set up. Alone, the same loop trains {alone:.0f} images/s on one thread; what a slot is slower "
-        "beside driver, Ray (which gives workers a low priority) and other slots lies in its productive time, not in "
-        "the ratio. Estimated: only the row that says so, from this search's cost of a trial and of its end."
+        "checkpoint's writing, ledger, sampler, Tune, broker. Start of the cluster: from the command until a slot's "
+        f"first trial is being set up. Alone, the same loop trains {alone:.0f} images/s on one thread; what a slot is "
+        "slower beside driver, Ray (which gives workers a low priority) and other slots lies in its productive time, "
+        "not in the ratio. Estimated: only the row that says so, from this search's cost of a trial and of its end."
     )
 
 
