@@ -1,10 +1,10 @@
-"""How the overhead benchmark reads a search's ledger; no search is run."""
+"""How the benchmarks read a search's ledger; no search is run."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.overhead import Search, split
+from benchmarks.searches import Search, split
 from search.ledger import Record
 from trainables.meter import BUCKETS
 
