@@ -99,6 +99,6 @@ def _status_of(error: Exception) -> int | None:
         return 2
     if "search.slices" not in sys.modules:  # else no cluster was asked for, and Ray need not be imported
         return None
-    from search.slices import FleetError
+    from search.slices import ClusterNotFoundError, FleetError
 
-    return 1 if isinstance(error, FleetError) else None
+    return 2 if isinstance(error, ClusterNotFoundError) else 1 if isinstance(error, FleetError) else None

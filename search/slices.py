@@ -7,8 +7,10 @@ itself; `close` gives all of it back, on every way out.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -27,6 +29,7 @@ from trainables.worker import LossReporter, SliceSettings, serve
 
 log = logging.getLogger(__name__)
 
+ROOT: Final = Path(__file__).resolve().parent.parent
 NAMESPACE: Final = "convscale"
 CHECK_EVERY_S: Final = 5.0
 START_ATTEMPTS: Final = 3
@@ -35,6 +38,10 @@ GOING_HOME_S: Final = 20.0
 
 class FleetError(RuntimeError):
     """The cluster or its slices could not be had; the message is one line."""
+
+
+class ClusterNotFoundError(FleetError):
+    """No Ray cluster answers at the address that was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,17 @@ class Fleet:
                 _node_ip_address="127.0.0.1",
             )
         else:
-            ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            _check_address(self.address)
+            try:
+                ray.init(
+                    address=self.address,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=_shipped_code(),
+                )
+            except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+                raise ClusterNotFoundError(_not_found(self.address, error)) from error
         self.broker = (
             ray.remote(Broker)
             .options(name=self.broker_name, num_cpus=0, max_concurrency=10_000)
@@ -134,6 +151,31 @@ class Fleet:
                 lease.over = True
             ray.shutdown()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _check_address(address: str) -> None:
+    """Ray tries for minutes before it gives an address up; a port that nobody listens on is known at once."""
+    if address == "auto" or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ClusterNotFoundError(_not_found(address, error)) from error
+
+
+def _not_found(address: str, error: Exception) -> str:
+    return (
+        f"--address {address}: no Ray cluster answers ({_last_line(error)}); allowed: auto, or HOST:PORT of a cluster; "
+        "start one with: ray start --head"
+    )
+
+
+def _shipped_code() -> dict[str, Any] | None:
+    """This checkout, sent to every node of the cluster; None within a job that was submitted with its code."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"working_dir": str(ROOT), "excludes": ["/.venv", "/.git", "/runs", "/tests", "/benchmarks"]}
 
 
 class _Lean:
