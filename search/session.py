@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import fsspec
 from rich.console import Console
 
 from search.budgets import amounts_in_flops, open_budgets
+from search.devices import cores_per_worker, resolve_device
 from search.director import Director
 from search.ledger import FORMAT, Ledger
 from search.progress import PlannedBudget, ProgressView
@@ -95,15 +97,31 @@ def code_version() -> str:
     return commit + ("+" if changed.strip() else "")
 
 
-def refuse_changed_study(study: Study, state: StudyState) -> None:
-    """Raise `SessionError` if what a result depends on differs from what the run was opened with, and `StudyError` for
-    budgets that cannot be told in FLOPs.
+def described(splits: Splits) -> dict[str, Any]:
+    """What the ledger keeps of a study's data, to know it again: how much there is, and a digest of what it is."""
+    return {
+        "classes": len(splits.classes),
+        "train_examples": len(splits.train),
+        "heldout_examples": len(splits.heldout),
+        "data_digest": getattr(splits, "digest", None),
+    }
+
+
+def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> None:
+    """Raise `SessionError` if what a result depends on (the study's fields, its data) differs from what the run was
+    opened with, and `StudyError` for budgets that cannot be told in FLOPs.
     """
     before, now = state.opened["identity"], study.identity()
     changed = [
         f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
+    ]
+    known_data = {key: value for key, value in described(splits).items() if value is not None}
+    changed += [
+        f"{key}: was {earlier}, now {value}"
+        for key, value in known_data.items()
+        if (earlier := state.opened.get(key)) is not None and earlier != value
     ]
     for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):
         known = state.budgets.get(quantity.label)
@@ -113,7 +131,7 @@ def refuse_changed_study(study: Study, state: StudyState) -> None:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise SessionError(
             f"{study.source}: changed since {state.opened['run']} of this study began ({shown}), so trials cannot be "
-            "compared; restore the file to go on, or start anew beside it with --fresh"
+            "compared; restore the study and its data to go on, or start anew beside it with --fresh"
         )
 
 
@@ -179,30 +197,10 @@ def _one_line(error: Exception) -> str:
 
 def local_folder(study: Study, folder: RunFolder) -> Path:
     """Where the run's own local files lie (logs, figures, Optuna's storage): its folder, or a stand-in for a remote
-    one.
+    one, which no study of that name in another storage shares.
     """
-    return folder.local or Path.home() / ".cache" / "convscale" / study.name / folder.run
-
-
-def resolve_device(study: Study, *, own_cluster: bool) -> str:
-    """The device that trials train on: the study's, or a GPU if this machine has one.
-
-    Raises `SessionError` where a cluster of one's own has fewer GPUs than the slices take: Ray would wait for them.
-    """
-    compute = study.compute
-    if compute.device == "cpu":
-        return "cpu"
-    import torch
-
-    device = "cuda" if compute.device == "cuda" or torch.cuda.is_available() else "cpu"
-    needed, there = compute.slices * compute.workers_per_slice, torch.cuda.device_count()
-    if device == "cuda" and own_cluster and there < needed:
-        raise SessionError(
-            f"{study.source}: compute.device: {compute.device!r} given, and {compute.slices} slices of "
-            f"{compute.workers_per_slice} workers take a GPU each ({needed}), but this machine has {there}; lower "
-            "compute.slices, set compute.device to cpu, or name a cluster with --address"
-        )
-    return device
+    storage = hashlib.sha256(study.storage_url.encode()).hexdigest()[:12]
+    return folder.local or Path.home() / ".cache" / "convscale" / f"{study.name}-{storage}" / folder.run
 
 
 def search(study_path: Path, *, fresh: bool, address: str | None, console: Console) -> int:
@@ -224,8 +222,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     local = local_folder(study, folder)
     with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
         if ledger.records:
-            refuse_changed_study(study, StudyState.of(ledger.records))
-        cores = cores_per_worker(study, device)
+            refuse_changed_study(study, StudyState.of(ledger.records), splits)
+        cores = cores_per_worker(study)
 
         # ---------------------------------------------------------------- the cluster starts while budgets are worked
         # out
@@ -301,19 +299,10 @@ def open_study(director: Director, study: Study, path: Path, folder: RunFolder, 
         study_path=str(path),
         code_version=code_version(),
         identity=study.identity(),
-        classes=len(splits.classes),
-        train_examples=len(splits.train),
-        heldout_examples=len(splits.heldout),
+        **described(splits),
         device=device,
         format=FORMAT,
     )
-
-
-def cores_per_worker(study: Study, device: str) -> int:
-    """CPU threads of each worker process."""
-    machine = len(os.sched_getaffinity(0))
-    per_slice = study.compute.cores_per_slice or max(1, machine // study.compute.slices)
-    return max(1, per_slice // study.compute.workers_per_slice)
 
 
 def show_results(study: Study, state: StudyState, folder: RunFolder, local: Path, console: Console) -> None:

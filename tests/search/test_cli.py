@@ -4,11 +4,13 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,10 +19,20 @@ import yaml
 
 from search import cli, session
 from search.ledger import Ledger
-from search.session import SessionError, choose_run, find_runs, prepare_storage, refuse_changed_study, resolve_device
+from search.session import (
+    RunFolder,
+    SessionError,
+    choose_run,
+    described,
+    find_runs,
+    local_folder,
+    prepare_storage,
+    refuse_changed_study,
+)
 from search.state import StudyState
-from search.study import read_study
+from search.study import Study, read_study
 from tests.search.ledgers import synthetic_records
+from trainables.data import Splits, open_splits
 
 STUDY: dict[str, Any] = {
     "name": "digits",
@@ -90,14 +102,19 @@ def refused(called: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     return call
 
 
-def open_run(run: str = "run-1", **identity: Any) -> Path:
-    """A run of digits.yaml as an earlier search would have left it; `identity` is what differed then."""
+def open_run(
+    run: str = "run-1", *, data: Mapping[str, Any] | None = None, until: int | None = None, **identity: Any
+) -> Path:
+    """A run of digits.yaml as an earlier search would have left it; `identity` and `data` are what differed then.
+    `until` cuts the ledger off after so many records.
+    """
     study = read_study(Path("digits.yaml").read_text())
     folder = Path(study.storage_url) / study.name / run
     with Ledger(str(folder)) as ledger:
-        for record in synthetic_records(trials=2):
+        for record in synthetic_records(trials=2, until=until):
             fields = record.fields
             if record.event == "study_opened":
+                fields |= described(open_splits(study.data_config())) | (data or {})
                 fields |= {"identity": study.identity() | identity, "run": run}
             ledger.append(record.event, **fields)
     return folder
@@ -200,20 +217,6 @@ def test_gpus_that_are_not_there(refused: Callable[..., str], monkeypatch: pytes
     assert "(2), but this machine has 1; lower compute.slices" in line
 
 
-def test_which_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def device(there: int, *, own_cluster: bool = True, **compute: Any) -> str:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: there)
-        monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
-        return resolve_device(read_study(yaml.safe_dump(STUDY | {"compute": compute})), own_cluster=own_cluster)
-
-    assert device(0) == "cpu"
-    assert device(2, slices=2) == "cuda"
-    assert device(2, device="cpu") == "cpu"
-    assert device(0, device="cuda", own_cluster=False) == "cuda"  # the cluster's GPUs are not to be seen from here
-    with pytest.raises(SessionError, match=r"take a GPU each \(4\), but this machine has 2"):
-        device(2, slices=2, workers_per_slice=2)
-
-
 # ---------------------------------------------------------------- mistakes that an earlier run shows
 
 
@@ -244,19 +247,59 @@ def test_a_budget_that_changed_its_size(refused: Callable[..., str]) -> None:
     assert "budget 1 core-hours: was 7.2e+09 FLOPs, now 3.6e+09" in refused("search", "digits.yaml")
 
 
-def test_many_changes_are_cut_short() -> None:
+@pytest.fixture
+def digits() -> tuple[Study, Splits]:
     study = read_study(yaml.safe_dump(STUDY))
+    return study, open_splits(study.data_config())
+
+
+@pytest.mark.parametrize(("key", "was"), [("train_examples", 1437), ("heldout_examples", 361), ("classes", 9)])
+def test_data_that_changed_is_told(key: str, was: int, refused: Callable[..., str]) -> None:
+    write_study()
+    open_run(data={key: was})
+    line = refused("search", "digits.yaml")
+    assert f"changed since run-1 of this study began ({key}: was {was}, now " in line
+    assert "restore the study and its data" in line
+    assert "--fresh" in line
+
+
+@dataclass(frozen=True)
+class DigestedSplits:
+    """Fakes `Splits` with a digest of its own."""
+
+    splits: Splits
+    digest: str | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.splits, name)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "same"), [("ab", "ab", True), ("ab", "cd", False), (None, "cd", True), ("ab", None, True)]
+)
+def test_data_of_the_same_size_is_told_by_its_digest(
+    was: str | None, now: str | None, same: bool, digits: tuple[Study, Splits]
+) -> None:
+    study, splits = digits
+    opened = {"identity": study.identity(), "run": "run-1", **described(splits), "data_digest": was}
+    with contextlib.nullcontext() if same else pytest.raises(SessionError, match="data_digest: was ab, now cd"):
+        refuse_changed_study(study, StudyState(opened=opened), DigestedSplits(splits, now))  # type: ignore[arg-type]
+
+
+def test_many_changes_are_cut_short(digits: tuple[Study, Splits]) -> None:
+    study, splits = digits
     opened = {"identity": dict.fromkeys(study.identity(), "other"), "run": "run-2"}
     with pytest.raises(SessionError, match=r"; and \d+ more\)") as caught:
-        refuse_changed_study(study, StudyState(opened=opened))
+        refuse_changed_study(study, StudyState(opened=opened), splits)
     assert len(str(caught.value)) < 500
 
 
-def test_what_changes_no_result_may_change() -> None:
-    study = read_study(yaml.safe_dump(STUDY))
+def test_what_changes_no_result_may_change(digits: tuple[Study, Splits]) -> None:
+    study, splits = digits
     changes: dict[str, Any] = {"budgets": ["4e9 FLOPs"], "search": {"trials": 9, "sampler": "gp"}, "storage": "there"}
     changed = read_study(yaml.safe_dump(STUDY | changes))
-    refuse_changed_study(changed, StudyState(opened={"identity": study.identity(), "run": "run-1"}))
+    opened = {"identity": study.identity(), "run": "run-1", **described(splits)}
+    refuse_changed_study(changed, StudyState(opened=opened), splits)
 
 
 def test_a_search_that_is_running_already(refused: Callable[..., str]) -> None:
@@ -385,6 +428,17 @@ def test_runs_in_remote_storage() -> None:
         ledger.append("study_opened")
     assert [run.url for run in find_runs(study)] == ["memory://cli/runs/digits/run-1"]
     assert find_runs(study)[0].local is None
+
+
+def test_runs_of_one_name_in_two_remote_storages_share_no_local_files(digits: tuple[Study, Splits]) -> None:
+    def local(storage: str) -> Path:
+        study = read_study(yaml.safe_dump(STUDY | {"storage": storage}))
+        return local_folder(study, RunFolder(f"{study.storage_url}/digits/run-1", "run-1"))
+
+    assert local("memory://one") == local("memory://one/")
+    assert local("memory://one") != local("memory://two")
+    assert local("memory://one").is_relative_to(Path.home() / ".cache" / "convscale")
+    assert local("here") == Path.cwd() / "here" / "digits" / "run-1"
 
 
 # ---------------------------------------------------------------- the command line itself

@@ -1,0 +1,72 @@
+"""What a study's trials train on: the device, and how many cores each worker gets; here, or on a cluster's nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.study import Study, StudyError
+
+
+def resolve_device(study: Study, *, own_cluster: bool) -> str:
+    """The device that trials train on; "auto" where only the cluster knows (see `device_of_cluster`).
+
+    Raises `StudyError` where a cluster of one's own has fewer GPUs than the slices take: Ray would wait for them.
+    """
+    compute = study.compute
+    if not own_cluster:
+        return compute.device
+    device = device_here(study)
+    needed = compute.slices * compute.workers_per_slice
+    if device == "cuda" and (there := _gpus_here()) < needed:
+        raise StudyError(
+            f"{study.source}: compute.device: {compute.device!r} given, and {compute.slices} slices of "
+            f"{compute.workers_per_slice} workers take a GPU each ({needed}), but this machine has {there}; lower "
+            "compute.slices, set compute.device to cpu, or name a cluster with --address"
+        )
+    return device
+
+
+def device_here(study: Study) -> str:
+    """The device a study trains on if it is run on this machine: the study's, or a GPU if there is one."""
+    if study.compute.device != "auto":
+        return study.compute.device
+    return "cuda" if _gpus_here() else "cpu"
+
+
+def device_of_cluster(resources: Mapping[str, float]) -> str:
+    """What "auto" is on a cluster with these resources, as `ray.cluster_resources()` has them."""
+    return "cuda" if resources.get("GPU", 0.0) >= 1 else "cpu"
+
+
+def cores_of_cluster(nodes: Sequence[Mapping[str, Any]]) -> list[int]:
+    """CPU cores that workers may have on each node, from `ray.nodes()`; one is left for the search's own processes."""
+    cores = sorted(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+    return [*cores[:-1], cores[-1] - 1] if cores else []
+
+
+def cores_per_worker(study: Study, nodes: Sequence[int] | None = None) -> int:
+    """CPU threads of each worker process: the study's, else as many as let all workers run at the same time.
+
+    `nodes` are the cores of each node, which no worker can straddle; default: this machine's.
+    """
+    compute = study.compute
+    if compute.cores_per_slice is not None:
+        return max(1, compute.cores_per_slice // compute.workers_per_slice)
+    workers = compute.slices * compute.workers_per_slice
+    there = [len(os.sched_getaffinity(0))] if nodes is None else nodes
+    fits = (cores for cores in range(max(there, default=1), 0, -1) if sum(node // cores for node in there) >= workers)
+    return next(fits, 1)
+
+
+def metered_cores(study: Study, device: str) -> int:
+    """The cores that core-hours of one trial count: its workers' CPU threads, or their GPUs."""
+    workers = study.compute.workers_per_slice
+    return workers if device == "cuda" else workers * cores_per_worker(study)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

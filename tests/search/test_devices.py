@@ -1,0 +1,107 @@
+"""Where trials train: a device and a number of cores that are there, decided by the machine that has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from search.devices import (
+    cores_of_cluster,
+    cores_per_worker,
+    device_here,
+    device_of_cluster,
+    metered_cores,
+    resolve_device,
+)
+from search.study import Study, StudyError, read_study
+
+
+def study(**compute: Any) -> Study:
+    text = "name: mini\ndata: {source: digits, image_size: 32}\nbudgets: [1e10 FLOPs]\n"
+    return read_study(f"{text}compute: {compute!r}".replace("'", ""), source="mini.yaml")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes this machine have so many GPUs."""
+
+    def there(count: int) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+
+    return there
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+
+
+@pytest.mark.parametrize(
+    ("there", "compute", "device"),
+    [(0, {}, "cpu"), (2, {"slices": 2}, "cuda"), (2, {"device": "cpu"}, "cpu"), (4, {"workers_per_slice": 4}, "cuda")],
+)
+def test_a_cluster_of_ones_own_is_this_machine(there: int, compute: dict[str, Any], device: str, gpus: Any) -> None:
+    gpus(there)
+    assert resolve_device(study(**compute), own_cluster=True) == device_here(study(**compute)) == device
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpus_that_are_not_there_are_refused(device: str, gpus: Any) -> None:
+    gpus(2)
+    with pytest.raises(StudyError, match=r"^mini.yaml: .* take a GPU each \(4\), but this machine has 2; lower"):
+        resolve_device(study(device=device, slices=2, workers_per_slice=2), own_cluster=True)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
+@pytest.mark.parametrize("there", [0, 2])
+def test_what_a_cluster_has_is_not_to_be_seen_from_here(device: str, there: int, gpus: Any) -> None:
+    gpus(there)
+    assert resolve_device(study(device=device, slices=8), own_cluster=False) == device
+
+
+@pytest.mark.parametrize(
+    ("resources", "device"),
+    [({"CPU": 8.0}, "cpu"), ({"CPU": 8.0, "GPU": 2.0}, "cuda"), ({"GPU": 0.0}, "cpu"), ({}, "cpu")],
+)
+def test_auto_is_what_the_cluster_has(resources: dict[str, float], device: str) -> None:
+    assert device_of_cluster(resources) == device
+
+
+@pytest.mark.parametrize(
+    ("compute", "cores"),
+    [
+        ({}, 8),
+        ({"slices": 2}, 4),
+        ({"slices": 3}, 2),
+        ({"slices": 2, "workers_per_slice": 2}, 2),
+        ({"slices": 9}, 1),
+        ({"cores_per_slice": 6, "workers_per_slice": 2}, 3),
+    ],
+)
+@pytest.mark.usefixtures("eight_cores")
+def test_workers_share_the_machines_cores(compute: dict[str, Any], cores: int) -> None:
+    assert cores_per_worker(study(**compute)) == cores
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cores"), [([8, 7], 7), ([16, 15], 15), ([32], 16), ([4, 4, 4], 4), ([2, 9], 4), ([1], 1), ([], 1)]
+)
+def test_no_worker_straddles_two_nodes(nodes: list[int], cores: int) -> None:
+    assert cores_per_worker(study(slices=2), nodes) == cores
+
+
+def test_a_core_of_the_cluster_is_left_for_the_searchs_own_processes() -> None:
+    def node(alive: bool, **resources: float) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": resources}
+
+    assert cores_of_cluster([node(True, CPU=8.0), node(False, CPU=64.0), node(True, GPU=1.0)]) == [0, 7]
+    assert cores_of_cluster([]) == []
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_core_hours_count_threads_or_gpus() -> None:
+    two = study(slices=2, workers_per_slice=2)
+    assert metered_cores(two, "cpu") == 4
+    assert metered_cores(two, "cuda") == 2
