@@ -80,22 +80,18 @@ class Budget:
         raise KeyError(variant)
 
 
-def open_budgets(
-    study: Study, train_examples: int, classes: int, *, flops_per_core_second: float | None = None
-) -> tuple[list[Budget], list[str]]:
+def open_budgets(study: Study, train_examples: int, classes: int) -> tuple[list[Budget], list[str]]:
     """The study's budgets, cheapest first, and one-line warnings about what makes little sense.
 
     Args:
         study: the study.
         train_examples: images of one epoch.
         classes: outputs of the classifier.
-        flops_per_core_second: a measured rate for budgets in core-hours; default: the study's own.
 
     Raises:
-        StudyError: core-hours that cannot be converted, budgets that do not rise, a budget that buys no variant;
-            one line for each problem.
+        StudyError: core-hours that cannot be converted, a budget that buys no variant; one line for each problem.
     """
-    amounts = amounts_in_flops(study, flops_per_core_second=flops_per_core_second)
+    amounts = amounts_in_flops(study)
     sizes = {
         variant: costs(
             study.model.family,
@@ -136,9 +132,9 @@ def open_budgets(
     return budgets, warnings
 
 
-def amounts_in_flops(study: Study, *, flops_per_core_second: float | None = None) -> list[float]:
-    """Every budget in training FLOPs, rising; costs no model. Arguments and errors as for `open_budgets`."""
-    rate = flops_per_core_second or study.compute.flops_per_core_second
+def amounts_in_flops(study: Study) -> list[float]:
+    """Every budget in training FLOPs, rising; costs no model. Errors as for `open_budgets`."""
+    rate = study.compute.flops_per_core_second
     amounts: list[float] = []
     problems: list[str] = []
     for index, quantity in enumerate(study.budgets):
@@ -147,11 +143,6 @@ def amounts_in_flops(study: Study, *, flops_per_core_second: float | None = None
             problems.append(
                 f"{study.source}: budgets[{index}]: {quantity.label} given, but not the FLOPs a core does in a second; "
                 "set compute.flops_per_core_second (a finished search prints the measured value), or give FLOPs"
-            )
-        elif amounts and flops <= amounts[-1]:
-            problems.append(
-                f"{study.source}: budgets[{index}]: {quantity.label} ({flops:.3g} FLOPs) given after "
-                f"{study.budgets[index - 1].label} ({amounts[-1]:.3g} FLOPs); allowed: rising budgets; sort them"
             )
         else:
             amounts.append(flops)

@@ -9,6 +9,7 @@ from rich.console import Console
 from search.ledger import Record, read_ledger
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
+from search.results import measured_rates, time_split
 from search.session import RunFolder, SessionError, find_runs, local_folder, show_results
 from search.state import StudyState
 from search.study import Study, load_study
@@ -22,20 +23,16 @@ def plan_study(path: Path, console: Console) -> None:
     study = load_study(path)
     splits = open_splits(study.data_config())
     runs = find_runs(study)
-    measured = measured_rates(StudyState.of(read_ledger(runs[-1].url))) if runs else {}
-    planned = plan(study, len(splits.train), len(splits.heldout), len(splits.classes), measured=measured)
+    earlier = StudyState.of(read_ledger(runs[-1].url)) if runs else StudyState()
+    planned = plan(
+        study,
+        len(splits.train),
+        len(splits.heldout),
+        len(splits.classes),
+        measured=measured_rates(earlier),
+        goodput=time_split(earlier).undisturbed_goodput,
+    )
     render_plan(planned, console)
-
-
-def measured_rates(state: StudyState) -> dict[str, float]:
-    """Training FLOPs a core does in a second, by variant, over the productive time of all trials so far."""
-    flops: dict[str, float] = {}
-    core_seconds: dict[str, float] = {}
-    for trial in state.trials.values():
-        if trial.meter.get("core_hours"):
-            flops[trial.variant] = flops.get(trial.variant, 0.0) + trial.meter["flops"]
-            core_seconds[trial.variant] = core_seconds.get(trial.variant, 0.0) + trial.meter["core_hours"] * 3600
-    return {variant: flops[variant] / core_seconds[variant] for variant in flops}
 
 
 def show_study(path: Path, console: Console) -> None:

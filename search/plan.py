@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.budgets import Budget, Cell, open_budgets
-from search.formats import duration, number, scientific
+from search.devices import device_here, metered_cores
+from search.formats import duration, number, percent, scientific
+from search.results import MeasuredRates
 from search.study import Study
 
 
@@ -25,9 +27,11 @@ class Plan:
         train_examples, heldout_examples, classes: the data as it was found.
         budgets: what each budget buys, cheapest first.
         warnings: one line each.
-        cores_per_slice: cores that train one trial.
+        device: what trials train on.
+        cores_per_slice: cores that train one trial (CPU threads, or GPUs).
         flops_per_core_second: by variant; empty where nothing is known.
         measured: whether those were measured by an earlier search, or are the study's estimate.
+        goodput: share of training steps in a trial's time, measured; None if it is not known.
     """
 
     study: Study
@@ -36,9 +40,11 @@ class Plan:
     classes: int
     budgets: tuple[Budget, ...]
     warnings: tuple[str, ...]
+    device: str
     cores_per_slice: int
     flops_per_core_second: Mapping[str, float] = field(default_factory=dict)
     measured: bool = False
+    goodput: float | None = None
 
     @property
     def trials(self) -> int:
@@ -51,17 +57,17 @@ class Plan:
         return sum(budget.trials * _mean([cell.flops for cell in budget.cells]) for budget in self.budgets)
 
     def trial_seconds(self, cell: Cell) -> float | None:
-        """Expected seconds of training steps of one trial, or None where no rate is known."""
+        """Expected seconds of one trial (of its training steps, where no goodput is known); None without a rate."""
         rate = self.flops_per_core_second.get(cell.variant)
-        return None if rate is None else cell.flops / (rate * self.cores_per_slice)
+        return None if rate is None else cell.flops / (rate * self.cores_per_slice) / (self.goodput or 1.0)
 
     def budget_seconds(self, budget: Budget) -> float | None:
-        """Expected seconds of a budget's trials on all slices, if they are spread evenly over its cells."""
+        """Expected seconds of a budget's trials, in rounds of one on each slice and spread evenly over its cells."""
         seconds = [self.trial_seconds(cell) for cell in budget.cells]
         known = [each for each in seconds if each is not None]
         if len(known) < len(seconds):
             return None
-        return budget.trials * _mean(known) / min(self.study.compute.slices, budget.trials)
+        return math.ceil(budget.trials / self.study.compute.slices) * _mean(known)
 
     @property
     def seconds(self) -> float | None:
@@ -77,28 +83,27 @@ def plan(
     heldout_examples: int,
     classes: int,
     *,
-    measured: Mapping[str, float] | None = None,
-    cores_per_slice: int | None = None,
+    measured: MeasuredRates | None = None,
+    goodput: float | None = None,
 ) -> Plan:
     """Plan a study; nothing is trained.
 
     Args:
         study: the study.
         train_examples, heldout_examples, classes: what its data holds.
-        measured: FLOPs per core-second by variant, from an earlier search; a variant without takes their mean.
-        cores_per_slice: cores that train one trial; default: the study's, else this machine's, shared out among the
-            slices; on CUDA one for each worker.
+        measured: FLOPs per core-second of an earlier search; a variant that it has not trained takes the overall one.
+        goodput: share of training steps in the time of that search's trials (NaN as good as None).
 
     Raises:
         StudyError: budgets that cannot be planned, see `search.budgets.open_budgets`.
     """
     budgets, warnings = open_budgets(study, train_examples, classes)
     if measured:
-        typical = _mean(list(measured.values()))
-        rates = {variant: measured.get(variant, typical) for variant in study.model.variants}
+        rates = {variant: measured.by_variant.get(variant, measured.overall) for variant in study.model.variants}
     else:
         given = study.compute.flops_per_core_second
         rates = {} if given is None else dict.fromkeys(study.model.variants, given)
+    device = device_here(study)
     return Plan(
         study=study,
         train_examples=train_examples,
@@ -106,9 +111,11 @@ def plan(
         classes=classes,
         budgets=tuple(budgets),
         warnings=tuple(warnings),
-        cores_per_slice=cores_per_slice or _cores_per_slice(study),
+        device=device,
+        cores_per_slice=metered_cores(study, device),
         flops_per_core_second=rates,
-        measured=bool(measured),
+        measured=measured is not None,
+        goodput=goodput if goodput and math.isfinite(goodput) else None,
     )
 
 
@@ -138,7 +145,7 @@ def render_plan(plan: Plan, console: Console) -> None:
 
 def _budget_table(plan: Plan, budget: Budget) -> Table:
     seconds = plan.budget_seconds(budget)
-    spent = "" if seconds is None else f", {_about(plan)}{duration(seconds)}"
+    spent = "" if seconds is None else f", ~{duration(seconds)}"
     trials = "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
     table = Table(
         title=escape(f"Budget {budget.label}: {trials}{spent}"),
@@ -162,7 +169,7 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
             f"{cell.warmup_steps:,}",
             scientific(cell.flops, 3),
             f"{cell.flops / budget.flops:.0%}",
-            "unknown" if expected is None else f"{_about(plan)}{duration(expected)}",
+            "unknown" if expected is None else f"~{duration(expected)}",
         )
     return table
 
@@ -173,20 +180,15 @@ def _total_line(plan: Plan) -> str:
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
     slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
-    cores = f"{plan.cores_per_slice} {'core' if plan.cores_per_slice == 1 else 'cores'}"
+    unit = "GPU" if plan.device == "cuda" else "core"
+    cores = f"{plan.cores_per_slice} {unit}{'' if plan.cores_per_slice == 1 else 's'}"
     source = "measured by an earlier search" if plan.measured else "estimated from compute.flops_per_core_second"
-    return f"{line}, {_about(plan)}{duration(plan.seconds)} of training steps on {slices} of {cores} ({source})"
-
-
-def _about(plan: Plan) -> str:
-    return "" if plan.measured else "~"
-
-
-def _cores_per_slice(study: Study) -> int:
-    compute = study.compute
-    if compute.device == "cuda":
-        return compute.workers_per_slice
-    return compute.cores_per_slice or max(1, (os.cpu_count() or 1) // compute.slices)
+    if plan.goodput is not None:
+        source += f", at its goodput of {percent(plan.goodput)}"
+        left_out = "start-up of the cluster"
+    else:
+        left_out = "input, evaluation, checkpoints and start-up"
+    return f"{line}, ~{duration(plan.seconds)} on {slices} of {cores} ({source}; not counted: {left_out})"
 
 
 def _mean(values: list[float]) -> float:

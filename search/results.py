@@ -38,7 +38,8 @@ class TrialRow:
 
     `outcome` is finished, diverged, failed or unfinished. `flops` are training FLOPs and `core_hours` the core-hours of
     training steps; `core_hours_total` and `seconds` hold the trial's other time too. `goodput` is the share of training
-    steps in that time.
+    steps in that time. `skipped_images` and `skipped_heldout_images` say how often training and evaluation met an image
+    they could not read.
     """
 
     trial_id: str
@@ -56,6 +57,8 @@ class TrialRow:
     goodput: float
     outcome: str
     seconds: float
+    skipped_images: int
+    skipped_heldout_images: int
     reason: str
 
 
@@ -73,6 +76,20 @@ class TimeSplit:
     def goodput(self) -> float:
         """The share of training steps that were not repeated; NaN before any time was metered."""
         return self.seconds["productive"] / self.total if self.total else math.nan
+
+    @property
+    def undisturbed_goodput(self) -> float:
+        """The same where nothing crashes or is interrupted: without repeated steps and restarts in the time."""
+        total = self.total - self.seconds["repeated"] - self.seconds["restart"]
+        return self.seconds["productive"] / total if total > 0 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRates:
+    """Training FLOPs a core did in a second, over the productive time of all trials: of all together, by variant."""
+
+    overall: float
+    by_variant: Mapping[str, float]
 
 
 def _float(value: float | None) -> float:
@@ -105,6 +122,8 @@ def _row(trial: TrialState) -> TrialRow:
         goodput=_float(meter.get("goodput")),
         outcome=trial.outcome or "unfinished",
         seconds=sum(seconds) if seconds else math.nan,
+        skipped_images=int(result.get("skipped_images") or 0),
+        skipped_heldout_images=int(result.get("skipped_heldout_images") or 0),
         reason=str(result.get("error") or result.get("reason") or ""),
     )
 
@@ -133,6 +152,21 @@ def time_split(state: StudyState) -> TimeSplit:
     """The seconds of all trials, by what they were spent on."""
     meters = [meter_summary(trial) for trial in state.trials.values()]
     return TimeSplit({bucket: sum(meter.get(f"seconds_{bucket}") or 0.0 for meter in meters) for bucket in BUCKETS})
+
+
+def measured_rates(state: StudyState) -> MeasuredRates | None:
+    """The rates of the trials so far; None before any time was metered."""
+    flops: dict[str, float] = {}
+    core_seconds: dict[str, float] = {}
+    for trial in state.trials.values():
+        meter = meter_summary(trial)
+        if meter.get("flops") and meter.get("core_hours"):
+            flops[trial.variant] = flops.get(trial.variant, 0.0) + meter["flops"]
+            core_seconds[trial.variant] = core_seconds.get(trial.variant, 0.0) + meter["core_hours"] * 3600
+    if not flops:
+        return None
+    rates = {variant: flops[variant] / core_seconds[variant] for variant in sorted(flops)}
+    return MeasuredRates(sum(flops.values()) / sum(core_seconds.values()), rates)
 
 
 def write_csv(state: StudyState, path: str) -> None:
@@ -216,7 +250,8 @@ def _time_table(split: TimeSplit, console: Console) -> Table:
 
 
 def render_results(state: StudyState, console: Console) -> None:
-    """Print a table per budget (its best trial marked *), the best cell of each budget, and where the time went.
+    """Print a table per budget (its best trial marked *), the best cell of each budget, where the time went, how often
+    images could not be read, and the measured training FLOPs per core-second.
 
     Tables fit any width from about 60 columns: on narrow ones the less important columns are left out, and are in the
     CSV only.
@@ -238,3 +273,27 @@ def render_results(state: StudyState, console: Console) -> None:
     split = time_split(state)
     if split.total:
         console.print(_time_table(split, console))
+        console.print()
+    if note := _unreadable_note(state):
+        console.print(Text(note, style="yellow"), soft_wrap=True)
+    if (rates := measured_rates(state)) is not None:
+        each = ", ".join(f"{variant} {scientific(rate)}" for variant, rate in rates.by_variant.items())
+        console.print(
+            f"Measured: {scientific(rates.overall)} training FLOPs per core-second ({each}): "
+            "set compute.flops_per_core_second to it to give budgets in core-hours",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _unreadable_note(state: StudyState) -> str:
+    """One line about images that could not be read, or nothing."""
+    rows = [row for row in trial_rows(state) if row.skipped_images or row.skipped_heldout_images]
+    if not rows:
+        return ""
+    trials = "1 trial" if len(rows) == 1 else f"{len(rows)} trials"
+    training, heldout = sum(row.skipped_images for row in rows), sum(row.skipped_heldout_images for row in rows)
+    return (
+        f"{trials} met unreadable images and left them out: {training:,} times in training, {heldout:,} times in "
+        "evaluation; numbers by trial are in results.csv, paths in the logs"
+    )

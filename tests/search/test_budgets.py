@@ -137,13 +137,6 @@ def test_core_hours_are_converted_by_the_studys_rate() -> None:
     assert budget.cell("F0").epochs == pytest.approx(2)
 
 
-def test_core_hours_are_converted_by_a_measured_rate_first() -> None:
-    rate = F0 * EXAMPLES / 3600
-    with_estimate = study("[1 core-hours]", "compute: {flops_per_core_second: 1}")
-    ((budget,), _) = open_budgets(with_estimate, EXAMPLES, 10, flops_per_core_second=rate)
-    assert budget.cell("F0").epochs == pytest.approx(1)
-
-
 def test_core_hours_without_a_rate_are_refused() -> None:
     message = refusal("[1 core-hours]")
     assert "1 core-hours given" in message
@@ -159,9 +152,8 @@ def test_core_hours_of_a_known_device_are_marked_as_an_estimate() -> None:
 
 
 def test_budgets_must_rise_after_conversion() -> None:
-    mixed = study(f"[{F0 * 2000} FLOPs, 1 core-hours]")
-    with pytest.raises(StudyError, match=r"^mini.yaml: budgets\[1\]: 1 core-hours .* allowed: rising budgets"):
-        open_budgets(mixed, EXAMPLES, 10, flops_per_core_second=1.0)
+    with pytest.raises(StudyError, match=r"^mini.yaml: budgets\[1\]: 1 core-hours given after .* rising budgets"):
+        study(f"[{F0 * 2000} FLOPs, 1 core-hours]", "compute: {flops_per_core_second: 1}")
 
 
 # ---------------------------------------------------------------- trials

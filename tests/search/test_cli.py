@@ -374,6 +374,19 @@ def test_results_are_shown_from_the_ledger_alone(called: Callable[..., tuple[int
     assert "optuna-dashboard sqlite:///runs/digits/run-2/optuna.db" in out
 
 
+@pytest.mark.parametrize("until", [2, 3, 4, 5, 6, 8, 15])
+def test_results_of_a_search_in_progress(until: int, called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    folder = open_run(until=until)
+    with Ledger(str(folder)):  # the search goes on
+        status, out, err = called("results", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert ("No trials yet." in out) == (until < 4)
+    assert ("0 of 2 trials" in out) == (4 <= until < 8)
+    assert (folder / "figures" / "learning_rate_valley.png").exists()
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + (until > 3) + (until > 8)
+
+
 @pytest.mark.slow
 def test_sync_fills_mlflow_and_optuna_and_again_changes_nothing(called: Callable[..., tuple[int, str, str]]) -> None:
     write_study()
@@ -398,6 +411,14 @@ def test_plan_prints_and_trains_nothing(called: Callable[..., tuple[int, str, st
     for word in ("4e9 FLOPs", "8e9 FLOPs", "F0", "F1"):
         assert word in out
     assert not Path("runs").exists()
+
+
+def test_plan_learns_from_the_newest_run(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    open_run()
+    status, out, err = called("plan", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "measured by an earlier search, at its goodput of 90.0 %" in out
 
 
 def test_a_budget_that_buys_nothing(refused: Callable[..., str]) -> None:

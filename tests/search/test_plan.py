@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from rich.console import Console
 
+from search.devices import resolve_device
+from search.formats import duration
 from search.plan import Plan, plan, render_plan
+from search.results import MeasuredRates
 from search.study import StudyError, read_study
 
 STUDY = """
@@ -20,6 +24,7 @@ learning_rate: {base: 0.8, min: 0.2, max: 1.6}
 search: {trials: 4}
 """
 COMPUTE = "compute: {device: cpu, slices: 2, cores_per_slice: 3, flops_per_core_second: 1e9}\n"
+RATES = MeasuredRates(1.5e9, {"F0": 2e9})
 
 
 def planned(more: str = "", **kwargs: object) -> Plan:
@@ -45,6 +50,30 @@ def test_a_studys_time_is_that_of_its_trials_on_its_slices() -> None:
     assert made.seconds == pytest.approx(made.flops / (2 * 3e9), rel=0.001)
 
 
+@pytest.mark.parametrize(("slices", "rounds"), [(1, 4), (2, 2), (3, 2), (4, 1), (5, 1)])
+def test_trials_that_fill_a_part_of_the_slices_take_as_long_as_a_full_round(slices: int, rounds: int) -> None:
+    made = planned(COMPUTE.replace("slices: 2", f"slices: {slices}"))
+    assert made.budget_seconds(made.budgets[0]) == pytest.approx(rounds * 1e10 / 3e9, rel=0.02)
+
+
+def test_the_measured_goodput_makes_a_trial_longer() -> None:
+    bare, made = planned(COMPUTE), planned(COMPUTE, measured=RATES, goodput=0.5)
+    cell = made.budgets[0].cell("F0")
+    assert made.trial_seconds(cell) == pytest.approx(cell.flops / 6e9 / 0.5)
+    assert "measured by an earlier search, at its goodput of 50.0 %; not counted: start-up of the cluster" in shown(
+        made, 200
+    )
+    assert "not counted: input, evaluation, checkpoints and start-up" in shown(bare, 300)
+
+
+@pytest.mark.parametrize("unknown", [None, math.nan, 0.0])
+def test_without_a_goodput_only_training_steps_are_counted(unknown: float | None) -> None:
+    made = planned(COMPUTE, measured=RATES, goodput=unknown)
+    cell = made.budgets[0].cell("F0")
+    assert made.trial_seconds(cell) == pytest.approx(cell.flops / 6e9)
+    assert "not counted: input" in shown(made, 300)
+
+
 def test_slices_beyond_the_trials_do_not_shorten_a_study() -> None:
     many = COMPUTE.replace("slices: 2", "slices: 64")
     made = planned(many)
@@ -59,17 +88,22 @@ def test_without_a_rate_times_are_unknown() -> None:
 
 
 def test_measured_rates_go_before_the_studys_estimate() -> None:
-    made = planned(COMPUTE, measured={"F0": 2e9})
+    made = planned(COMPUTE, measured=RATES)
     assert made.measured
-    assert made.flops_per_core_second == {"F0": 2e9, "F1": 2e9}
-    assert "measured by an earlier search" in shown(made)
-    assert "~" not in shown(made)
+    assert made.flops_per_core_second == {"F0": 2e9, "F1": 1.5e9}
+    assert "measured by an earlier search" in shown(made, 300)
 
 
-def test_an_estimate_is_marked_as_one() -> None:
-    text = shown(planned(COMPUTE))
-    assert "estimated from compute.flops_per_core_second" in text
-    assert "~" in text
+@pytest.mark.parametrize("measured", [None, RATES])
+def test_a_time_is_marked_as_an_estimate(measured: MeasuredRates | None) -> None:
+    made = planned(COMPUTE, measured=measured)
+    text = shown(made, 300)
+    assert ("estimated from compute.flops_per_core_second" in text) == (measured is None)
+    assert made.seconds is not None
+    assert f"~{duration(made.seconds)} on 2 slices of 3 cores" in text
+    for budget in made.budgets:
+        for cell in budget.cells:
+            assert f"~{duration(made.trial_seconds(cell))}\n" in text
 
 
 @pytest.mark.parametrize(
@@ -84,8 +118,18 @@ def test_the_cores_of_a_slice(compute: str, cores: int) -> None:
     assert planned(f"compute: {compute}").cores_per_slice == cores
 
 
-def test_the_cores_of_a_slice_may_be_told() -> None:
-    assert planned(COMPUTE, cores_per_slice=7).cores_per_slice == 7
+@pytest.mark.parametrize(("there", "cores"), [(0, 3), (8, 2)])
+def test_auto_is_what_a_search_on_this_machine_takes(there: int, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(7)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
+    compute = "compute: {slices: 2, flops_per_core_second: 1e9, workers_per_slice: WORKERS}".replace(
+        "WORKERS", "2" if there else "1"
+    )
+    made = planned(compute)
+    assert made.device == resolve_device(made.study, own_cluster=True)
+    assert made.cores_per_slice == cores
+    assert f"on 2 slices of {cores} {'GPUs' if there else 'cores'} " in shown(made, 300)
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -3,12 +3,13 @@
 import csv
 import io
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from search.formats import duration, number, percent, scientific
-from search.results import best_rows, render_results, time_split, trial_rows, write_csv
+from search.results import best_rows, measured_rates, render_results, time_split, trial_rows, write_csv
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
 
@@ -70,10 +71,75 @@ def test_the_time_split_adds_up_over_trials(state: StudyState) -> None:
     assert split.seconds["evaluation"] == pytest.approx(0.03 * split.total)
 
 
+def test_crashes_and_interruptions_are_left_out_of_the_undisturbed_goodput() -> None:
+    state = StudyState.of(synthetic_records(trials=1, budgets=[2e11]))
+    (trial,) = state.trials.values()
+    total = time_split(state).total
+    trial.meter |= {"seconds_restart": 99 * total, "seconds_repeated": total}
+    split = time_split(state)
+    assert split.goodput == pytest.approx(0.9 / 101)
+    assert split.undisturbed_goodput == pytest.approx(0.9)
+    assert math.isnan(time_split(StudyState()).undisturbed_goodput)
+
+
+def test_rates_are_measured_over_all_trials(state: StudyState) -> None:
+    rates = measured_rates(state)
+    assert rates is not None
+    assert set(rates.by_variant) == {"F0", "F1", "F3"}
+    f0 = [trial.meter for trial in state.trials.values() if trial.variant == "F0"]
+    assert rates.by_variant["F0"] == pytest.approx(
+        sum(meter["flops"] for meter in f0) / sum(3600 * meter["core_hours"] for meter in f0)
+    )
+    assert rates.overall == pytest.approx(5e10 / 0.9)
+    assert measured_rates(StudyState.of(synthetic_records(until=4))) is None
+
+
+def test_a_trial_in_progress_is_measured_too() -> None:
+    rates = measured_rates(StudyState.of(synthetic_records(until=6)))
+    assert rates is not None
+    assert rates.by_variant == {"F0": pytest.approx(5e10 / 0.9)}
+
+
+def test_the_measured_rate_is_printed_for_the_study_file(state: StudyState) -> None:
+    (line,) = (line for line in rendered(state, 80).splitlines() if line.startswith("Measured: "))
+    assert line == (
+        "Measured: 5.6e10 training FLOPs per core-second (F0 5.6e10, F1 5.6e10, F3 5.6e10): "
+        "set compute.flops_per_core_second to it to give budgets in core-hours"
+    )
+
+
+def test_unreadable_images_are_told_by_trial_and_in_sum(state: StudyState, tmp_path: Path) -> None:
+    assert "unreadable" not in rendered(state, 80)
+    first, second, *_ = state.trials.values()
+    first.result |= {"skipped_images": 1200}
+    second.result |= {"skipped_images": 34, "skipped_heldout_images": 5}
+    assert (
+        "2 trials met unreadable images and left them out: 1,234 times in training, 5 times in evaluation;"
+    ) in rendered(state, 60)
+    write_csv(state, str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        lines = {line["trial_id"]: line for line in csv.DictReader(file)}
+    assert lines[first.trial_id]["skipped_images"] == "1200"
+    assert lines[second.trial_id]["skipped_heldout_images"] == "5"
+
+
+def test_csv_holds_flops_core_hours_speed_and_mfu(state: StudyState, tmp_path: Path) -> None:
+    trial = state.budgets["2e11 FLOPs"].best
+    assert trial is not None
+    trial.meter |= {"mfu": 0.41}
+    write_csv(state, str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert line["trial_id"] == trial.trial_id
+    for name in ("core_hours", "core_hours_total", "images_per_second", "goodput", "mfu"):
+        assert float(line[name]) == trial.meter[name]
+    assert float(line["flops"]) == trial.flops
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_line_wraps_at_any_usual_width(state: StudyState, width: int, terminal: bool) -> None:
-    lines = rendered(state, width, terminal).splitlines()
+    lines = [line for line in rendered(state, width, terminal).splitlines() if "Measured: " not in line]
     assert all(len(line.rstrip()) <= width for line in lines)
     trials = [line for line in lines if line.rstrip().endswith(("finished", "diverged", "failed"))]
     assert len(trials) == 63
@@ -114,7 +180,7 @@ def test_a_study_that_has_hardly_begun_can_be_shown(until: int) -> None:
     assert ("No trials yet." in text) == (until < 4)
 
 
-def test_csv_has_a_line_per_trial_in_full_precision(state: StudyState, tmp_path) -> None:
+def test_csv_has_a_line_per_trial_in_full_precision(state: StudyState, tmp_path: Path) -> None:
     write_csv(state, str(tmp_path / "results.csv"))
     with (tmp_path / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
