@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+import trainables.data.decode
 from trainables.config import DataConfig, TrialRefused
 from trainables.data import DataError, Splits, open_splits
 from trainables.data.augment import CROP_DRAWS, crop_box, flip, shift, uniforms
@@ -272,6 +273,32 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
             decode_file(str(tmp_path / name), 8)
         assert "\n" not in str(error.value)
         assert "cannot read image" in str(error.value)
+
+
+def test_a_folder_that_has_gone_is_not_its_images_fault(tmp_path: Path) -> None:
+    write_digits(tmp_path, ".png", split=True)
+    source = open_folder(tmp_path).train
+    (tmp_path / "train" / "digit 0").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="the folder of this image has gone"):
+        source.read(0)
+    (tmp_path / "train").rename(tmp_path / "elsewhere too")
+    with pytest.raises(FileNotFoundError, match="digit 2"):
+        source.read(len(source) - 1)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, LookupError])
+def test_a_mistake_of_ours_is_not_taken_for_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    Image.fromarray(LEFT_RED).save(tmp_path / "good.png")
+
+    def mistaken(*_args: object) -> None:
+        raise error("a mistake")
+
+    monkeypatch.setattr(trainables.data.decode, "crop_box", mistaken)
+    with pytest.raises(error, match="a mistake") as raised:
+        decode_file(str(tmp_path / "good.png"), 8, np.zeros(CROP_DRAWS))
+    assert not isinstance(raised.value, DataError)
 
 
 # ------------------------------------------------------------------------------------------------ augmentation

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ _UPRIGHT = {
 _DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
 # What the file itself can be blamed for; any other error number is the storage's, and worth a retry.
 _OF_THE_FILE = frozenset({None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR})
+_GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 def decode_file(path: str, size: int, crop: Draws | None = None) -> Images:
@@ -37,22 +41,34 @@ def decode_file(path: str, size: int, crop: Draws | None = None) -> Images:
 
     Raises:
         DataError: the file is missing, not readable, damaged, or no image; the message names it.
-        OSError: the storage failed (for example EIO, ESTALE); reading again may work.
+        OSError: the storage failed (for example EIO, ESTALE), or the file's whole folder is gone; reading again may
+            work.
     """
-    try:
-        with Image.open(path) as image:
-            return _decode(image, size, crop)
-    except OSError as error:
-        if error.errno not in _OF_THE_FILE:
-            raise
-        raise _unreadable(path, error) from error
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    with _blaming(path):
+        image = Image.open(path)
+    with image:
+        return _decode(image, size, crop, path)
 
 
 def resize_array(grey: Images, size: int, crop: Draws | None = None) -> Images:
     """The same for a grey image in memory, uint8 [H, W]."""
-    return _decode(Image.fromarray(grey), size, crop)
+    return _decode(Image.fromarray(grey), size, crop, "an array")
+
+
+@contextmanager
+def _blaming(path: str) -> Iterator[None]:
+    """Around Pillow's reading of a file and nothing else: an error in here is the file's fault, or its storage's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        folder = os.path.dirname(path)
+        if error.errno in _GONE and not os.path.isdir(folder):
+            raise OSError(error.errno, "the folder of this image has gone; bring it back", folder) from error
+        raise _unreadable(path, error) from error
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
@@ -62,8 +78,9 @@ def _unreadable(path: str, error: Exception) -> DataError:
     )
 
 
-def _decode(image: Image.Image, size: int, crop: Draws | None) -> Images:
-    orientation = _orientation(image)
+def _decode(image: Image.Image, size: int, crop: Draws | None, path: str) -> Images:
+    with _blaming(path):
+        orientation = _orientation(image)
     width, height = reversed(image.size) if orientation >= 5 else image.size
     if crop is None:
         side = min(width, height)
@@ -71,12 +88,17 @@ def _decode(image: Image.Image, size: int, crop: Draws | None) -> Images:
         box = (left, top, left + side, top + side)
     else:
         box = crop_box(width, height, crop)
-    image = _smaller(image, min(box[2] - box[0], box[3] - box[1]) // size)
+    factor = min(box[2] - box[0], box[3] - box[1]) // size
+    with _blaming(path):
+        if factor >= 2:  # the JPEG decoder scales down while it decodes, which is much faster
+            image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+        image.load()
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     scale_x, scale_y = image.width / width, image.height / height
     scaled_box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-    rgb = _to_rgb(image)
+    with _blaming(path):
+        rgb = _to_rgb(image)
     resized = rgb.resize((size, size), Image.Resampling.BICUBIC, box=scaled_box, reducing_gap=3.0)
     return np.asarray(resized, dtype=np.uint8)
 
@@ -88,13 +110,6 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _smaller(image: Image.Image, factor: int) -> Image.Image:
-    """Lets the JPEG decoder scale down by up to `factor` while it decodes, which is much faster."""
-    if factor >= 2:
-        image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
-    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
