@@ -16,8 +16,10 @@ from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages._rdb.models import TrialModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import update
 
 from search.feeder import Feeder
 from search.ledger import Record
@@ -86,6 +88,7 @@ class _Mirror:
         self._url, self._learning_rates = url, learning_rates
         self._state = StudyState()
         self._next_seq = 0
+        self._started_at: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
         self._changed: dict[str, None] = {}  # trial ids, in order
         self._storage: optuna.storages.RDBStorage | None = None
@@ -97,8 +100,10 @@ class _Mirror:
             if record.seq >= self._next_seq:
                 self._next_seq = record.seq + 1
                 self._state.apply(record)
-                if record.event in ("trial_suggested", "trial_ended"):
+                if record.event in ("trial_suggested", "trial_started", "trial_ended"):
                     self._changed[record["trial"]] = None
+                if record.event == "trial_started":
+                    self._started_at.setdefault(record["trial"], record.time)
                 if record.event == "trial_ended":
                     self._ended_at[record["trial"]] = record.time
         try:
@@ -151,14 +156,29 @@ class _Mirror:
         if known is None:
             template = self._template(trial, state, value)
             self._known[trial.trial_id] = (storage.create_new_trial(study_id, template), state)
-        elif not known[1].is_finished() and state.is_finished():
-            for key, attribute in _attributes(trial).items():
-                storage.set_trial_user_attr(known[0], key, attribute)
-            storage.set_trial_state_values(known[0], state, None if value is None else [value])
-            self._known[trial.trial_id] = (known[0], state)
+        elif not known[1].is_finished():
+            if state.is_finished():
+                for key, attribute in _attributes(trial).items():
+                    storage.set_trial_user_attr(known[0], key, attribute)
+                storage.set_trial_state_values(known[0], state, None if value is None else [value])
+                self._known[trial.trial_id] = (known[0], state)
+            self._write_times(known[0], trial)
+
+    def _times(self, trial: Trial) -> tuple[datetime, datetime | None]:
+        """When the ledger says that a trial began (its suggestion, until it has started) and ended."""
+        ended = self._ended_at.get(trial.trial_id)
+        began = self._started_at.get(trial.trial_id, trial.suggested_at)
+        return datetime.fromtimestamp(began), None if ended is None else datetime.fromtimestamp(ended)
+
+    def _write_times(self, optuna_id: int, trial: Trial) -> None:
+        """Optuna stamps a trial with the time of writing, and has no call for any other."""
+        began, ended = self._times(trial)
+        row = update(TrialModel).where(TrialModel.trial_id == optuna_id)
+        with self._connected().engine.begin() as connection:
+            connection.execute(row.values(datetime_start=began, datetime_complete=ended))
 
     def _template(self, trial: Trial, state: TrialState, value: float | None) -> FrozenTrial:
-        ended = self._ended_at.get(trial.trial_id)
+        began, ended = self._times(trial)
         distributions = {
             name: self._distribution(param, self._state.budgets[trial.budget]) for name, param in trial.params.items()
         }
@@ -172,8 +192,8 @@ class _Mirror:
             user_attrs=_attributes(trial),
             system_attrs={},
             intermediate_values={},
-            datetime_start=datetime.fromtimestamp(trial.suggested_at),
-            datetime_complete=None if ended is None else datetime.fromtimestamp(ended),
+            datetime_start=began,
+            datetime_complete=ended,
         )
 
     def _distribution(self, param: Any, budget: BudgetState) -> BaseDistribution:

@@ -110,10 +110,11 @@ def _text(value: Any) -> str:
 
 
 @dataclass(slots=True)
-class _Best:
-    """The best of a budget so far."""
+class _Budget:
+    """A budget, and the best of it so far."""
 
     index: int
+    flops: float
     ended: int = 0
     heldout_loss: float = math.inf
 
@@ -129,7 +130,7 @@ class TrackedStudy:
     study_file: str = ""
     next_seq: int = 0
     _common: dict[str, Any] = field(default_factory=dict)
-    _best: dict[str, _Best] = field(default_factory=dict)
+    _budgets: dict[str, _Budget] = field(default_factory=dict)
     _budget_of: dict[str, str] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
@@ -192,7 +193,7 @@ class TrackedStudy:
             variants = ", ".join(cell["variant"] for cell in record["cells"])
             run.set_params(record, budget=label, budget_flops=record["flops"], variants=variants)
             run.set_tags(record, budget=label)
-            self._best[label] = _Best(record["index"])
+            self._budgets[label] = _Budget(record["index"], record["flops"])
         run.set_tags(record, trials_planned=record["trials"])
         run.set_status(record, "RUNNING")
 
@@ -200,15 +201,15 @@ class TrackedStudy:
         label, run = record["budget"], self.runs[budget_key(record["budget"])]
         run.set_tags(record, best_trial=record["best"])
         run.set_status(record, "FINISHED")
-        best = self._best[label]
+        best = self._budgets[label]
         self.runs[STUDY_KEY].add_point(record, "best_heldout_loss", best.heldout_loss, best.index)
 
     def _trial_suggested(self, record: Record) -> None:
         label, trial = record["budget"], record["trial"]
         name = f"{record['variant']} lr {_text(float(record['learning_rate']))}"
         run = self._new_run(record, trial, name, budget_key(label), "trial")
-        keys = ("variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "parameters")
-        run.set_params(record, budget_flops=record["flops"], **{key: record[key] for key in keys})
+        keys = ("variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "parameters", "flops")
+        run.set_params(record, budget_flops=self._budgets[label].flops, **{key: record[key] for key in keys})
         compared = {key: record[key] for key in ("variant", "epochs", "learning_rate")}
         run.set_tags(record, budget=label, trial=trial, **compared)
         run.set_status(record, "SCHEDULED")
@@ -232,7 +233,7 @@ class TrackedStudy:
         run.set_tags(record, outcome=outcome, reason=result.get("reason"), error=result.get("error"))
         run.set_status(record, _STATUS_OF_OUTCOME[outcome])
         label = self._budget_of[record["trial"]]
-        best, budget_run = self._best[label], self.runs[budget_key(label)]
+        best, budget_run = self._budgets[label], self.runs[budget_key(label)]
         best.ended += 1
         if outcome == "finished" and result["heldout_loss"] < best.heldout_loss:
             best.heldout_loss = result["heldout_loss"]

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger import Record
-from search.optuna_view import OptunaView, rebuild
+from search.optuna_view import OptunaView, _Mirror, rebuild
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
 
@@ -37,9 +37,24 @@ def shown(path: Path) -> dict[str, list[FrozenTrial]]:
 
 def essence(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     return {
-        name: [(trial.number, trial.state, trial.values, trial.params, trial.user_attrs) for trial in trials]
+        name: [
+            (
+                trial.number,
+                trial.state,
+                trial.values,
+                trial.params,
+                trial.user_attrs,
+                trial.datetime_start,
+                trial.datetime_complete,
+            )
+            for trial in trials
+        ]
         for name, trials in shown(path).items()
     }
+
+
+def time_of(records: Sequence[Record], event: str, trial: str) -> float:
+    return next(record.time for record in records if record.event == event and record["trial"] == trial)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +88,39 @@ def test_every_budget_is_a_study_and_every_trial_ends_as_the_ledger_says(records
             for key in ("variant", "epochs", "learning_rate", "flops", "outcome"):
                 assert frozen.user_attrs[key] == getattr(trial, key)
             assert frozen.user_attrs["core_hours"] == trial.meter["core_hours"]
-            assert frozen.duration is not None
             assert frozen.datetime_start is not None
-            assert math.isclose(frozen.datetime_start.timestamp(), trial.suggested_at, abs_tol=1e-3)
+            assert frozen.datetime_complete is not None
+            assert frozen.datetime_start.timestamp() == time_of(records, "trial_started", trial.trial_id)
+            assert frozen.datetime_complete.timestamp() == time_of(records, "trial_ended", trial.trial_id)
+
+
+@pytest.mark.parametrize("event", ["trial_suggested", "trial_started", "trial_progressed"])
+def test_times_are_the_ledgers_and_not_those_of_writing(event: str, records: list[Record], tmp_path: Path) -> None:
+    """As a search writes them, one event at a time; a trial that has not started yet shows when it was suggested."""
+    path, trial = tmp_path / "optuna.db", records[3]["trial"]
+    mirror = _Mirror(f"sqlite:///{path}", (1e-4, 1e2))
+    ended = next(record.seq for record in records if record.event == "trial_ended")
+    for record in records[: ended + 1]:
+        mirror.deliver([record])
+        if record.event == event:
+            ((shown_now,),) = shown(path).values()
+            began = "trial_suggested" if event == "trial_suggested" else "trial_started"
+            assert shown_now.datetime_start is not None
+            assert shown_now.datetime_start.timestamp() == time_of(records, began, trial)
+            assert shown_now.datetime_complete is None
+    ((shown_now,),) = shown(path).values()
+    assert shown_now.duration is not None
+    took = time_of(records, "trial_ended", trial) - time_of(records, "trial_started", trial)
+    assert math.isclose(shown_now.duration.total_seconds(), took, abs_tol=1e-5)
+
+
+def test_a_trial_that_is_started_again_keeps_its_first_start(records: list[Record], tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    again = Record(5, records[4].time + 100, "trial_started", records[4].fields | {"attempt": 2})
+    show([*records[:5], again], path)
+    ((trial,),) = shown(path).values()
+    assert trial.datetime_start is not None
+    assert trial.datetime_start.timestamp() == records[4].time
 
 
 def test_a_trial_in_flight_is_running_and_a_new_view_ends_it(

@@ -19,6 +19,7 @@ import pytest
 
 from search.ledger import Record
 from search.state import StudyState
+from search.tracked_runs import TrackedStudy
 from search.tracking import Artifact, MlflowView, _Mirror, sync
 from search.tracking_uri import TrackingError, check_uri, default_uri
 from tests.search.ledgers import synthetic_records
@@ -135,8 +136,11 @@ def test_a_trials_run_says_all_about_it(records: list[Record], whole: dict[str, 
         run = whole[trial.trial_id]
         assert run["name"] == f"{trial.variant} lr {trial.learning_rate:g}"
         assert run["params"].keys() == {
-            "variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "budget_flops", "parameters",
+            "variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "flops", "budget_flops", "parameters",
         }  # fmt: skip
+        budget = StudyState.of(records).budgets[trial.budget]
+        assert run["params"]["flops"] == f"{trial.flops:.6g}" != f"{budget.flops:.6g}"
+        assert run["params"]["budget_flops"] == f"{budget.flops:.6g}"
         assert run["params"]["steps"] == str(trial.steps)
         expected = {
             "study": "digits",
@@ -160,6 +164,22 @@ def test_a_trials_run_says_all_about_it(records: list[Record], whole: dict[str, 
         assert run["points"]["mean_images_per_second"][0][1] == trial.meter["images_per_second"]
         for name in ("train_loss", "learning_rate", "images_per_second"):
             assert len(run["points"][name]) == 1
+
+
+def test_mfu_is_a_metric_where_it_is_known(records: list[Record]) -> None:
+    def mfu(known: float | None) -> list[float]:
+        study = TrackedStudy("digits", "run-1")
+        for record in records[:8]:
+            if record.event == "trial_ended":
+                result = record["result"] | {"meter": record["result"]["meter"] | {"mfu": known}}
+                record = dataclasses.replace(record, fields=record.fields | {"result": result})
+            study.apply(record)
+        points = study.runs[records[7]["trial"]].changes(-1).points
+        return [point.value for point in points if point.name == "mfu"]
+
+    assert records[7].event == "trial_ended"
+    assert mfu(0.41) == [0.41]
+    assert mfu(None) == []
 
 
 def test_outcomes_are_statuses_and_what_is_not_finite_is_no_metric(
