@@ -12,8 +12,11 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 MAX_LEARNING_RATES: Final = 100
+MAX_BATCH_SIZE: Final = 2**20
 
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=1e-8, le=1e4)]
+EpochCount = Annotated[float, Field(ge=1e-6, le=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -66,7 +69,10 @@ class Data(Section):
         description="An image that cannot be read is an error that names it, or is left out and counted (skip).",
     )
     decode_workers: int = Field(
-        default=0, ge=0, description="Processes that decode images for each worker; 0 decodes in the worker itself."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Processes that decode images for each worker; 0 decodes in the worker itself.",
     )
 
     @model_validator(mode="after")
@@ -94,7 +100,7 @@ class Model(Section):
         description="Multiplies every stage's channels; 1 is the paper's, small images need less.",
     )
     group_size: int = Field(
-        default=128, ge=1, description="Channels per group of the grouped convolutions; paper: 128."
+        default=128, ge=1, le=2**16, description="Channels per group of the grouped convolutions; paper: 128."
     )
     stem: Literal["paper", "small"] = Field(
         default="paper",
@@ -107,13 +113,13 @@ class Model(Section):
 class Epochs(Section):
     """How many passes over the data a trial may make: any number in a range, or the entries of a grid."""
 
-    min: Positive = Field(
+    min: EpochCount = Field(
         default=0.25, description="Fewest epochs of a range; a cell that buys fewer is left out. Paper: 0.25."
     )
-    max: Positive = Field(
+    max: EpochCount = Field(
         default=8.0, description="Most epochs of a range; a cell that buys more is left out. Paper: 8."
     )
-    grid: tuple[Positive, ...] | None = Field(
+    grid: tuple[EpochCount, ...] | None = Field(
         default=None,
         min_length=1,
         description="Instead of a range: what a budget buys is moved to the nearest entry (of the logarithm), "
@@ -143,17 +149,17 @@ class Epochs(Section):
 class LearningRate(Section):
     """The grid of peak learning rates: base x factor^k for every whole k that stays between min and max."""
 
-    base: Positive | None = Field(
+    base: Rate | None = Field(
         default=None,
         description="A peak learning rate of the grid. null: NFNet's rule, 0.1 x batch size / 256 (1.6 at 4096).",
     )
-    factor: float = Field(default=2.0, gt=1, description="Ratio of neighbouring rates. Paper: 2.")
-    min: Positive | None = Field(
+    factor: float = Field(default=2.0, gt=1, le=1e4, description="Ratio of neighbouring rates. Paper: 2.")
+    min: Rate | None = Field(
         default=None,
         description="Lowest rate. null: base / 8; the paper's best rates are base / 4, base / 2 and base, "
         "and a best rate can only be told with worse ones on both sides.",
     )
-    max: Positive | None = Field(default=None, description="Highest rate. null: 2 x base, by the same reasoning.")
+    max: Rate | None = Field(default=None, description="Highest rate. null: 2 x base, by the same reasoning.")
 
     def base_rate(self, batch_size: int) -> float:
         """The rate the grid is laid through: `base`, or NFNet's rule."""
@@ -202,8 +208,10 @@ class Search(Section):
 class Warmup(Section):
     """How long the learning rate rises from zero, as exactly one of three measures."""
 
-    epochs: float | None = Field(default=None, ge=0, description="Passes over the data. NFNet on ImageNet: 5 (of 360).")
-    steps: int | None = Field(default=None, ge=0, description="Optimiser steps.")
+    epochs: float | None = Field(
+        default=None, ge=0, le=1e6, description="Passes over the data. NFNet on ImageNet: 5 (of 360)."
+    )
+    steps: int | None = Field(default=None, ge=0, le=10**12, description="Optimiser steps.")
     fraction: float | None = Field(default=None, ge=0, lt=1, description="Share of the trial's steps.")
 
     @model_validator(mode="after")
@@ -229,33 +237,42 @@ class Divergence(Section):
     """When a trial is ended because it will not recover; a loss that is not finite always ends it."""
 
     factor: float = Field(
-        default=2.0, ge=1, description="How many times the loss of a uniform guess counts as hopeless."
+        default=2.0, gt=1, le=1e6, description="How many times the loss of a uniform guess counts as hopeless."
     )
-    patience: int = Field(default=50, ge=1, description="For how many steps on end.")
+    patience: int = Field(default=50, ge=1, le=10**9, description="For how many steps on end.")
 
 
 class Checkpoint(Section):
     """How often a trial's state is saved, and how many states are kept; the end of a trial is always saved."""
 
     every_s: Positive | None = Field(default=60.0, description="Seconds between checkpoints; null: not by time.")
-    every_steps: int | None = Field(default=None, ge=1, description="Steps between checkpoints; null: not by steps.")
-    keep: int = Field(default=2, ge=1, description="Checkpoints kept of each trial.")
+    every_steps: int | None = Field(
+        default=None, ge=1, le=10**12, description="Steps between checkpoints; null: not by steps."
+    )
+    keep: int = Field(default=2, ge=1, le=1000, description="Checkpoints kept of each trial.")
 
 
 class Training(Section):
     """How every trial trains: SGD with Nesterov momentum and adaptive gradient clipping, cosine decay to zero."""
 
     batch_size: int = Field(
-        default=4096, ge=1, description="Examples of one optimiser step, over all workers. Paper: 4096."
+        default=4096,
+        ge=1,
+        le=MAX_BATCH_SIZE,
+        description="Examples of one optimiser step, over all workers. Paper: 4096.",
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum. Paper: 0.9.")
-    weight_decay: float = Field(default=2e-5, ge=0, description="On weights, not on gains and biases. Paper: 2e-5.")
-    agc_clip: Positive | None = Field(
+    weight_decay: float = Field(
+        default=2e-5, ge=0, le=1, description="On weights, not on gains and biases. Paper: 2e-5."
+    )
+    agc_clip: float | None = Field(
         default=0.01,
+        ge=1e-6,
+        le=1e3,
         description="Adaptive gradient clipping: largest gradient as a share of its weights; null: off. Paper: 0.01.",
     )
-    agc_eps: Positive = Field(
-        default=1e-3, description="Smallest norm of weights that clipping reckons with. Paper: 1e-3."
+    agc_eps: float = Field(
+        default=1e-3, ge=1e-12, le=1, description="Smallest norm of weights that clipping reckons with. Paper: 1e-3."
     )
     warmup: Warmup = Field(
         default_factory=lambda: Warmup(fraction=0.05),
@@ -276,7 +293,9 @@ class Training(Section):
         description="Activations; weights stay float32. Paper: bfloat16. On a CPU float32 is faster.",
     )
     seed: Seed = Field(default=0, description="Seed of initial weights, order of examples and augmentation.")
-    eval_batch_size: int = Field(default=256, ge=1, description="Held-out examples measured at once, over all workers.")
+    eval_batch_size: int = Field(
+        default=256, ge=1, le=MAX_BATCH_SIZE, description="Held-out examples measured at once, over all workers."
+    )
     divergence: Divergence = Field(default_factory=Divergence, description="When a trial counts as diverged.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="How often trials are saved.")
     log_points: int = Field(default=40, ge=1, le=10_000, description="Points of each trial's training curve.")
@@ -294,24 +313,32 @@ class Compute(Section):
     cores_per_slice: int | None = Field(
         default=None,
         ge=1,
+        le=100_000,
         description="CPU cores of each slice, shared out among its workers as threads; null: machine's cores / slices.",
     )
     workers_per_slice: int = Field(
         default=1,
         ge=1,
+        le=10_000,
         description="Processes that train one trial together (data parallel); on GPUs one for each GPU.",
     )
-    flops_per_core_second: Positive | None = Field(
+    flops_per_core_second: float | None = Field(
         default=None,
+        ge=1,
+        le=1e21,
         description="Training FLOPs one core (a CPU core, a GPU) does in a second. Converts budgets in core-hours and "
         "estimates durations; a finished search prints the measured value.",
     )
     recycle_after: int | None = Field(
-        default=None, ge=1, description="Start a slice's workers afresh after so many trials; null: only after a crash."
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Start a slice's workers afresh after so many trials; null: only after a crash.",
     )
     max_errors: int = Field(
         default=3,
         ge=0,
+        le=1000,
         description="How often a trial that failed by its own error is tried again; lost machines do not count.",
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from models.families import FAMILIES, check_model, variants
 from models.names import known_name
@@ -152,6 +153,18 @@ class Study(Section):
             "training": training,
         }
         return _flat(sections)
+
+    @field_validator("storage")
+    @classmethod
+    def _folder_or_address(cls, storage: str) -> str:
+        """An address that is misspelt would be taken for a local folder of that name."""
+        if not storage.strip():
+            raise ValueError("allowed: a folder or an address; write its name, such as runs")
+        if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(?!//)/*(.*)", storage, re.DOTALL):
+            raise ValueError(
+                f"allowed: a folder, or an address with ://; write {found[1]}://{found[2]}, or ./{storage} for a folder"
+            )
+        return storage
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

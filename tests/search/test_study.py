@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
+import yaml
 
-from search.budgets import Cell
+from search.budgets import Cell, open_budgets
 from search.complaints import fields_of
 from search.sections import LearningRate, Section, Warmup
 from search.study import Study, StudyError, load_study, read_study
@@ -115,7 +118,7 @@ def test_a_study_is_frozen() -> None:
         ("epochs: {min: 4, max: 2}", ["epochs.max: 2 given", "min (4) or more"]),
         ("epochs: {min: 1, grid: [1]}", ["epochs.grid", "a range or a grid"]),
         ("epochs: {grid: [2, 1]}", ["epochs.grid: [2.0, 1.0] given", "rising"]),
-        ("epochs: {grid: [0, 1]}", ["epochs.grid[0]: 0 given", "more than 0"]),
+        ("epochs: {grid: [0, 1]}", ["epochs.grid[0]: 0 given", "1e-06 or more"]),
         ("epochs: {grid: []}", ["epochs.grid: [] given", "1 entry or more"]),
         ("learning_rate: {base: 1, min: 3, max: 3.1}", ["learning_rate", "min 3 and max 3.1 given", "1 x 2^k"]),
         ("learning_rate: {factor: 1}", ["learning_rate.factor: 1 given", "more than 1"]),
@@ -124,15 +127,79 @@ def test_a_study_is_frozen() -> None:
         ("search: {trials: 0}", ["search.trials: 0 given", "1 or more"]),
         ("compute: {device: tpu}", ['compute.device: "tpu" given', "'auto', 'cpu' or 'cuda'"]),
         ("compute: {workers_per_slice: 2, cores_per_slice: 1}", ["compute.cores_per_slice: 1 given", "2", "raise it"]),
-        ("compute: {flops_per_core_second: 0}", ["compute.flops_per_core_second: 0 given", "more than 0"]),
+        ("compute: {flops_per_core_second: 0}", ["compute.flops_per_core_second: 0 given", "1 or more"]),
         ("tracking: {uri: ''}", ['tracking.uri: "" given', "text that is not empty"]),
         ("storage: 3", ["storage: 3 given", "text", '"runs"']),
         ("storage:", ["storage: null given", "text"]),
+        ("storage: s3:/bucket/runs", ['storage: "s3:/bucket/runs" given', "write s3://bucket/runs, or ./s3:/bucket"]),
+        ("storage: gs:bucket", ['storage: "gs:bucket" given', "an address with ://", "write gs://bucket"]),
+        ("storage: ' '", ['storage: " " given', "such as runs"]),
+        ("learning_rate: {base: 1e308}", ["learning_rate.base: 1e+308 given", "10000 or less"]),
+        ("learning_rate: {base: 1e-323}", ["learning_rate.base: 1e-323 given", "1e-08 or more"]),
+        ("learning_rate: {max: 1e308}", ["learning_rate.max: 1e+308 given", "10000 or less"]),
+        ("learning_rate: {factor: 1e308}", ["learning_rate.factor: 1e+308 given", "10000 or less"]),
+        ("training: {batch_size: 99999999}", ["training.batch_size: 99999999 given", "1048576 or less"]),
+        ("training: {eval_batch_size: 99999999}", ["training.eval_batch_size: 99999999 given", "1048576 or less"]),
+        ("training: {weight_decay: 1e300}", ["training.weight_decay: 1e+300 given", "1 or less"]),
+        ("training: {warmup: {epochs: 1e308}}", ["training.warmup.epochs: 1e+308 given", "1000000 or less"]),
+        ("training: {divergence: {factor: 1}}", ["training.divergence.factor: 1 given", "more than 1"]),
     ],
 )
 def test_a_wrong_field_is_named_with_what_was_given_and_what_is_allowed(field: str, expected: list[str]) -> None:
     message = complaint(MINIMAL + field)
     assert [part for part in expected if part not in message] == [], message
+
+
+PLANNED = """
+name: mini
+data: {source: digits, image_size: 8}
+model: {variants: [F0], width: 0.0625, group_size: 8, stem: small}
+budgets: [2e10 FLOPs, 0.01 core-hours]
+training: {batch_size: 16}
+compute: {flops_per_core_second: 1e9}
+"""
+
+
+def refusal(document: dict[str, Any]) -> str:
+    """What reading and planning a study complains of; empty where nothing is wrong."""
+    try:
+        open_budgets(read_study(yaml.safe_dump(document), source="mini.yaml"), 1000, 10)
+    except StudyError as error:
+        return str(error)
+    return ""
+
+
+def number_fields() -> list[str]:
+    """Every field of a study that takes a number."""
+    wanted = r"mini\.yaml: [\w.]+: .* allowed: a (whole )?number"
+    paths = [path for path in fields_of(Study) if re.match(wanted, refusal(nested(path, "no number")))]
+    return [".".join(path) for path in paths]
+
+
+def nested(path: Sequence[str], value: object) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(PLANNED)
+    inner = document
+    for part in path[:-1]:
+        inner = inner.setdefault(part, {})
+    inner[path[-1]] = value
+    return document
+
+
+EXTREMES = (1e308, 1e-323, 1e19, 1e-19, 10**400, 10**18, -1, 0, 1)
+
+
+@pytest.mark.parametrize("field", number_fields())
+def test_extreme_numbers_are_refused_in_lines_or_can_be_planned(field: str) -> None:
+    for number in EXTREMES:
+        lines = refusal(nested(field.split("."), number)).splitlines()
+        assert [line for line in lines if not line.startswith("mini.yaml: ") or len(line) > 400] == []
+
+
+def test_number_fields_are_found() -> None:
+    assert refusal(yaml.safe_load(PLANNED)) == ""
+    found = number_fields()
+    assert {"training.batch_size", "learning_rate.base", "training.warmup.epochs", "compute.slices"} <= set(found)
+    assert len(found) > 35
 
 
 @pytest.mark.parametrize(
@@ -370,6 +437,8 @@ def test_storage_is_relative_to_the_working_directory_unless_it_has_a_scheme(
     assert read_study(MINIMAL).storage_url == str(tmp_path / "runs")
     assert read_study(MINIMAL + "storage: ~/runs").storage_url == "/home/me/runs"
     assert read_study(MINIMAL + "storage: gs://bucket/runs").storage_url == "gs://bucket/runs"
+    assert read_study(MINIMAL + "storage: file:///runs").storage_url == "/runs"
+    assert read_study(MINIMAL + "storage: ./s3:/runs").storage_url == str(tmp_path / "s3:" / "runs")
 
 
 # ---------------------------------------------------------------- the identity of a study
