@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import ExifTags, Image, ImageOps
 
 import trainables.data.decode
 from trainables.config import DataConfig, TrialRefused
-from trainables.data import DataError, Splits, open_splits
+from trainables.data import DataError, Splits, folder, open_splits
 from trainables.data.augment import CROP_DRAWS, crop_box, flip, shift, uniforms
 from trainables.data.decode import decode_file
+from trainables.data.sources import split_off
 
 
 def write_digits(root: Path, suffix: str, *, split: bool, per_class: int = 3) -> None:
@@ -189,6 +191,60 @@ def test_a_source_of_a_folder_is_small_and_travels(tmp_path: Path) -> None:
     assert [again.name(i) for i in range(len(again))] == [source.name(i) for i in range(len(source))]
     with pytest.raises(IndexError):
         source.name(len(source))
+
+
+def test_the_split_of_a_class_depends_on_the_seed_and_that_class_alone() -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 500).astype(np.int32)
+    train, heldout = split_off(labels, 0.3, seed=5)
+    assert sorted([*train, *heldout]) == list(range(500))
+    for label in range(7):
+        members = np.flatnonzero(labels == label)
+        expected = np.random.default_rng([5, label]).permutation(members)[: round(0.3 * len(members))]
+        assert sorted(expected) == heldout[labels[heldout] == label].tolist()
+
+
+def settle(root: Path) -> None:
+    """Makes the folders look as if they had not been touched for a minute."""
+    for path in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 60))
+
+
+def test_a_folder_is_listed_once_and_again_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_digits(tmp_path, ".png", split=True)
+    listed = []
+    list_folder = folder.list_folder
+    monkeypatch.setattr(folder, "list_folder", lambda path: (listed.append(path), list_folder(path))[1])
+    open_folder(tmp_path)
+    open_folder(tmp_path)
+    assert len(listed) == 2  # changed a moment ago: its time stamps tell nothing yet
+    settle(tmp_path)
+    splits = open_folder(tmp_path)
+    assert open_folder(tmp_path, decode_workers=3, augment="crop") is splits
+    assert open_folder(tmp_path, split_seed=1) is not splits
+    assert len(listed) == 4
+    (tmp_path / "train" / "digit 1" / "1.png").unlink()
+    settle(tmp_path)
+    assert len(open_folder(tmp_path).train) == len(splits.train) - 1
+
+
+def test_the_digest_tells_data_sets_apart_and_not_places(tmp_path: Path) -> None:
+    write_digits(tmp_path / "here", ".png", split=False)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    digest = open_folder(tmp_path / "here").digest
+    assert len(digest) == 64
+    assert open_folder(tmp_path / "there").digest == digest
+    others = {digest, open_folder(tmp_path / "there", held_out_fraction=0.6).digest}
+    (tmp_path / "there" / "digit 1" / "0.png").rename(tmp_path / "there" / "digit 1" / "other.png")
+    others.add(open_folder(tmp_path / "there").digest)
+    (tmp_path / "there" / "digit 1").rename(tmp_path / "there" / "digit one")
+    others.add(open_folder(tmp_path / "there").digest)
+    assert len(others) == 4
+    digits = [
+        open_splits(DataConfig("digits", size, split_seed=seed)).digest
+        for size, seed in [(8, 0), (8, 0), (8, 1), (16, 0)]
+    ]
+    assert digits[0] == digits[1]
+    assert len(set(digits)) == 3
 
 
 # ------------------------------------------------------------------------------------------------ decoding

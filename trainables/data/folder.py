@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ from trainables.data.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
+_SETTLED_S = 5.0
 LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg"
 
 
@@ -51,6 +54,13 @@ class Files:
     def select(self, indices: npt.NDArray[np.int64]) -> Files:
         """Some of the files, in the order given."""
         return Files.pack(self.folders, [(int(self.labels[index]), self._name(index)) for index in indices])
+
+    def digest(self) -> bytes:
+        """The SHA-256 of which files these are: names, labels and order, but not the folders' own place."""
+        found = hashlib.sha256(self.names)
+        for array in (self.ends, self.labels):
+            found.update(np.ascontiguousarray(array).data)
+        return found.digest()
 
     def _name(self, index: int) -> bytes:
         return self.names[self.ends[index] : self.ends[index + 1]]
@@ -92,13 +102,37 @@ def list_folder(path: str) -> Listing:
     return Listing(train, heldout, classes)
 
 
+def fingerprint(path: str) -> tuple[tuple[str, int, int, int], ...] | None:
+    """What changes when a file is added to, or removed from, what `list_folder` lists; None where that cannot be told.
+
+    It costs a look at each class folder, not at each file. A folder that was changed a moment ago may change again
+    within the resolution of its time stamp.
+    """
+    root = os.path.abspath(os.path.expanduser(path))
+    try:
+        names = _subfolders(root)
+        splits = [name for name in ("train", *HELDOUT_NAMES) if name in names]
+        folders = [root, *(os.path.join(root, name) for name in names)]
+        folders += [
+            os.path.join(root, split, name) for split in splits for name in _subfolders(os.path.join(root, split))
+        ]
+        stats = [os.stat(folder) for folder in folders]
+    except OSError:
+        return None
+    if max(stat.st_mtime for stat in stats) > time.time() - _SETTLED_S:
+        return None
+    found = zip(folders, stats, strict=True)
+    return tuple((folder, stat.st_dev, stat.st_ino, stat.st_mtime_ns) for folder, stat in found)
+
+
 def _list_split(root: str, of: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Files]:
     """The classes and files of one split. A held-out split names in `of` the classes that it may have."""
     found = _subfolders(root)
     classes = of if of is not None else tuple(found)
     if not found:
         raise DataError(f"data.path: {root!r} has no class folders; give a folder that holds {LAYOUTS}")
-    unknown = [name for name in found if name not in set(classes)]
+    known = set(classes)
+    unknown = [name for name in found if name not in known]
     if unknown:
         raise DataError(
             f"data.path: {root!r} has the class {unknown[0]!r}, which train has not ({len(unknown)} such class(es)); "

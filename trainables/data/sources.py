@@ -6,10 +6,11 @@ A source knows its examples by number, holds no decoded image of a folder in mem
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,15 +60,22 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The images to train on, those held out, and the names of the classes: label k is classes[k]."""
+    """The images to train on, those held out, and the names of the classes: label k is classes[k].
+
+    `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes and of the files, or by the
+    digits themselves, and by which of them are held out. Where a folder stands does not enter.
+    """
 
     train: ImageSource
     heldout: ImageSource
     classes: tuple[str, ...]
+    digest: str
 
 
 def open_splits(config: DataConfig) -> Splits:
     """Opens what `config` names. No image of a folder is read yet.
+
+    A folder that this process has listed, and that has not changed since, is not listed again.
 
     Raises:
         DataError: the folder is missing or not laid out as it must be, or a setting is out of range.
@@ -83,7 +91,11 @@ def open_splits(config: DataConfig) -> Splits:
     if config.source == "digits":
         return _open_digits(config)
     if config.source == "folder":
-        return _open_folder(config)
+        if not config.path:
+            raise DataError(f"data.path: nothing is given; give a folder that holds {folder.LAYOUTS}")
+        known_by = folder.fingerprint(config.path)
+        opened = _open_folder if known_by is not None else _open_folder.__wrapped__
+        return opened(config.path, config.image_size, config.held_out_fraction, config.split_seed, known_by)
     raise DataError(f"data.source: {config.source!r} is given; give 'digits' or 'folder'")
 
 
@@ -93,10 +105,11 @@ def split_off(labels: npt.NDArray[np.int32], fraction: float, seed: int) -> tupl
     A class of one image stays in training. The choice within a class depends on the seed and that class alone.
     """
     held_out = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    present, counts = np.unique(labels, return_counts=True)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    for label, members in zip(present.tolist(), by_class, strict=True):
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held_out.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
+        held_out.append(np.random.default_rng([seed, label]).permutation(members)[:count])
     chosen = np.zeros(len(labels), bool)
     chosen[np.concatenate(held_out)] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
@@ -131,6 +144,13 @@ class DigitsSource:
     def name(self, index: int) -> str:
         return f"digits[{self.numbers[index]}]"
 
+    def digest(self) -> bytes:
+        """The SHA-256 of the pixels, the labels and the numbers."""
+        found = hashlib.sha256()
+        for array in (self.grey, self.digits, self.numbers):
+            found.update(np.ascontiguousarray(array).data)
+        return found.digest()
+
 
 def _open_digits(config: DataConfig) -> Splits:
     grey, labels = _load_digits(config.image_size)
@@ -138,7 +158,8 @@ def _open_digits(config: DataConfig) -> Splits:
         DigitsSource(grey[chosen], labels[chosen], chosen, config.image_size)
         for chosen in split_off(labels, config.held_out_fraction, config.split_seed)
     )
-    return Splits(train, heldout, tuple(str(digit) for digit in range(10)))
+    classes = tuple(str(digit) for digit in range(10))
+    return Splits(train, heldout, classes, _digest(classes, train.digest(), heldout.digest()))
 
 
 @functools.lru_cache(maxsize=2)
@@ -181,17 +202,25 @@ class FolderSource:
         return self.files.path(index)
 
 
-def _open_folder(config: DataConfig) -> Splits:
-    if not config.path:
-        raise DataError(f"data.path: nothing is given; give a folder that holds {folder.LAYOUTS}")
-    listing = folder.list_folder(config.path)
+@functools.lru_cache(maxsize=4)
+def _open_folder(
+    path: str, image_size: int, held_out_fraction: float, split_seed: int, _fingerprint: tuple[Any, ...] | None
+) -> Splits:
+    """`_fingerprint` is what the cache knows an unchanged folder by."""
+    listing = folder.list_folder(path)
     train, heldout = listing.train, listing.heldout
     if heldout is None:
-        kept, held = split_off(train.labels, config.held_out_fraction, config.split_seed)
+        kept, held = split_off(train.labels, held_out_fraction, split_seed)
         if len(held) == 0:
             raise DataError(
-                f"data.path: {config.path!r} has one image per class, so none can be held out; "
+                f"data.path: {path!r} has one image per class, so none can be held out; "
                 "give at least two images of some class, or a folder val/CLASS"
             )
         train, heldout = train.select(kept), train.select(held)
-    return Splits(FolderSource(train, config.image_size), FolderSource(heldout, config.image_size), listing.classes)
+    digest = _digest(listing.classes, train.digest(), heldout.digest())
+    return Splits(FolderSource(train, image_size), FolderSource(heldout, image_size), listing.classes, digest)
+
+
+def _digest(classes: tuple[str, ...], *parts: bytes) -> str:
+    names = "\0".join((str(len(classes)), *classes, ""))
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape") + b"".join(parts)).hexdigest()
