@@ -1,4 +1,4 @@
-"""The command line: `convscale plan|search|results|sync STUDY`.
+"""The command line: `convscale plan|search|results|sync STUDY`, `convscale reference`.
 
 Exit status: 0 done; 2 a mistake in what was asked, told in one line each; 1 the cluster failed; 130 interrupted.
 Imports inside the commands keep `--help` and error messages quick.
@@ -67,6 +67,14 @@ def sync(
     from search.commands import sync_study
 
     sync_study(study, uri, Console())
+
+
+@app.command()
+def reference() -> None:
+    """Print every field of a study file, its default and its meaning, as a Markdown table."""
+    from search.reference import reference
+
+    print(reference())
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search.units import Quantity
@@ -68,6 +69,12 @@ def fields_of(root: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[t
             yield from fields_of(section, (*prefix, name))
 
 
+def field_at(root: type[BaseModel], path: Sequence[int | str]) -> FieldInfo | None:
+    """The field at a path, or None where none is."""
+    section = _section_at(root, path[:-1])
+    return section.model_fields.get(str(path[-1])) if section is not None and path else None
+
+
 def _lines(details: ErrorDetails, root: type[BaseModel]) -> Iterator[str]:
     location, kind, given = details["loc"], details["type"], details["input"]
     where = dotted(location)
@@ -116,9 +123,7 @@ def _near(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
 
 
 def _mend(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    path = tuple(part for part in location if isinstance(part, str))
-    section = _section_at(root, path[:-1])
-    field = section.model_fields.get(path[-1]) if section is not None and path else None
+    field = field_at(root, tuple(part for part in location if isinstance(part, str)))
     if field is None or field.is_required():
         return "change it"
     default = field.get_default(call_default_factory=True, validated_data={})
@@ -126,8 +131,7 @@ def _mend(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _describe(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    section = _section_at(root, location[:-1])
-    field = section.model_fields.get(str(location[-1])) if section is not None else None
+    field = field_at(root, location)
     return f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
 
 
