@@ -103,7 +103,7 @@ def described(splits: Splits) -> dict[str, Any]:
         "classes": len(splits.classes),
         "train_examples": len(splits.train),
         "heldout_examples": len(splits.heldout),
-        "data_digest": getattr(splits, "digest", None),
+        "data_digest": splits.digest,
     }
 
 
@@ -117,10 +117,9 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-    known_data = {key: value for key, value in described(splits).items() if value is not None}
     changed += [
-        f"{key}: was {earlier}, now {value}"
-        for key, value in known_data.items()
+        f"{key}: was {str(earlier)[:12]}, now {str(value)[:12]}"
+        for key, value in described(splits).items()
         if (earlier := state.opened.get(key)) is not None and earlier != value
     ]
     for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):

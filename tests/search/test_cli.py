@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -263,27 +263,14 @@ def test_data_that_changed_is_told(key: str, was: int, refused: Callable[..., st
     assert "--fresh" in line
 
 
-@dataclass(frozen=True)
-class DigestedSplits:
-    """Fakes `Splits` with a digest of its own."""
-
-    splits: Splits
-    digest: str | None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.splits, name)
-
-
-@pytest.mark.parametrize(
-    ("was", "now", "same"), [("ab", "ab", True), ("ab", "cd", False), (None, "cd", True), ("ab", None, True)]
-)
+@pytest.mark.parametrize(("was", "now", "same"), [("ab", "ab", True), ("ab", "cd", False), (None, "cd", True)])
 def test_data_of_the_same_size_is_told_by_its_digest(
-    was: str | None, now: str | None, same: bool, digits: tuple[Study, Splits]
+    was: str | None, now: str, same: bool, digits: tuple[Study, Splits]
 ) -> None:
     study, splits = digits
     opened = {"identity": study.identity(), "run": "run-1", **described(splits), "data_digest": was}
     with contextlib.nullcontext() if same else pytest.raises(SessionError, match="data_digest: was ab, now cd"):
-        refuse_changed_study(study, StudyState(opened=opened), DigestedSplits(splits, now))  # type: ignore[arg-type]
+        refuse_changed_study(study, StudyState(opened=opened), replace(splits, digest=now))
 
 
 def test_many_changes_are_cut_short(digits: tuple[Study, Splits]) -> None:
