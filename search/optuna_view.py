@@ -90,6 +90,7 @@ class _Mirror:
         self._next_seq = 0
         self._started_at: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
+        self._reopened: set[str] = set()
         self._changed: dict[str, None] = {}  # trial ids, in order
         self._storage: optuna.storages.RDBStorage | None = None
         self._study_ids: dict[str, int] = {}
@@ -100,12 +101,15 @@ class _Mirror:
             if record.seq >= self._next_seq:
                 self._next_seq = record.seq + 1
                 self._state.apply(record)
-                if record.event in ("trial_suggested", "trial_started", "trial_ended"):
+                if record.event in ("trial_suggested", "trial_started", "trial_ended", "trial_reopened"):
                     self._changed[record["trial"]] = None
                 if record.event == "trial_started":
                     self._started_at.setdefault(record["trial"], record.time)
                 if record.event == "trial_ended":
                     self._ended_at[record["trial"]] = record.time
+                if record.event == "trial_reopened":
+                    self._ended_at.pop(record["trial"], None)
+                    self._reopened.add(record["trial"])
         try:
             for label in self._state.budgets:
                 self._study_id(label)
@@ -156,13 +160,19 @@ class _Mirror:
         if known is None:
             template = self._template(trial, state, value)
             self._known[trial.trial_id] = (storage.create_new_trial(study_id, template), state)
-        elif not known[1].is_finished():
+            return
+        optuna_id, before = known
+        if before == TrialState.FAIL and trial.trial_id in self._reopened and state != before:
+            before = self._overwrite(optuna_id, trial, state=TrialState.RUNNING)
+            for key in ("outcome", "reason"):
+                storage.set_trial_user_attr(optuna_id, key, None)
+        if not before.is_finished():
             if state.is_finished():
                 for key, attribute in _attributes(trial).items():
-                    storage.set_trial_user_attr(known[0], key, attribute)
-                storage.set_trial_state_values(known[0], state, None if value is None else [value])
-                self._known[trial.trial_id] = (known[0], state)
-            self._write_times(known[0], trial)
+                    storage.set_trial_user_attr(optuna_id, key, attribute)
+                storage.set_trial_state_values(optuna_id, state, None if value is None else [value])
+            before = self._overwrite(optuna_id, trial, state=state)
+        self._known[trial.trial_id] = (optuna_id, before)
 
     def _times(self, trial: Trial) -> tuple[datetime, datetime | None]:
         """When the ledger says that a trial began (its suggestion, until it has started) and ended."""
@@ -170,12 +180,13 @@ class _Mirror:
         began = self._started_at.get(trial.trial_id, trial.suggested_at)
         return datetime.fromtimestamp(began), None if ended is None else datetime.fromtimestamp(ended)
 
-    def _write_times(self, optuna_id: int, trial: Trial) -> None:
-        """Optuna stamps a trial with the time of writing, and has no call for any other."""
+    def _overwrite(self, optuna_id: int, trial: Trial, *, state: TrialState) -> TrialState:
+        """Set what Optuna has no call for: times other than that of writing, and an end that is taken back."""
         began, ended = self._times(trial)
         row = update(TrialModel).where(TrialModel.trial_id == optuna_id)
         with self._connected().engine.begin() as connection:
-            connection.execute(row.values(datetime_start=began, datetime_complete=ended))
+            connection.execute(row.values(state=state, datetime_start=began, datetime_complete=ended))
+        return state
 
     def _template(self, trial: Trial, state: TrialState, value: float | None) -> FrozenTrial:
         began, ended = self._times(trial)

@@ -167,6 +167,8 @@ class TrackedStudy:
                 self._trial_progressed(record)
             case "trial_ended":
                 self._trial_ended(record)
+            case "trial_reopened":
+                self._trial_reopened(record)
             case _:
                 pass
 
@@ -238,3 +240,10 @@ class TrackedStudy:
         if outcome == "finished" and result["heldout_loss"] < best.heldout_loss:
             best.heldout_loss = result["heldout_loss"]
             budget_run.add_point(record, "best_heldout_loss", best.heldout_loss, best.ended)
+
+    def _trial_reopened(self, record: Record) -> None:
+        """A trial that failed is tried again: what was said of its end no longer holds."""
+        run = self.runs[record["trial"]]
+        run.set_tags(record, outcome="unfinished", reason="", error="")
+        run.set_status(record, "SCHEDULED")
+        self.runs[budget_key(self._budget_of[record["trial"]])].set_status(record, "RUNNING")

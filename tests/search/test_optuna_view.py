@@ -123,6 +123,31 @@ def test_a_trial_that_is_started_again_keeps_its_first_start(records: list[Recor
     assert trial.datetime_start.timestamp() == records[4].time
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_failed_trial_that_is_tried_again_ends_as_it_ends_then(at_once: bool, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    few = synthetic_records(trials=1, fail=0)[:8]
+    (end,) = (record for record in few if record.event == "trial_ended")
+    result = end["result"] | {"heldout_loss": 0.5, "error": None}
+    more = [("trial_reopened", {"trial": end["trial"]})]
+    more += [("trial_ended", {"trial": end["trial"], "outcome": "finished", "result": result})]
+    again = [Record(8 + place, end.time + 10 + place, *event) for place, event in enumerate(more)]
+    show(few, path)
+    ((trial,),) = shown(path).values()
+    assert trial.state == TrialState.FAIL
+    if not at_once:
+        show([*few, again[0]], path)
+        ((trial,),) = shown(path).values()
+        assert (trial.state, trial.datetime_complete) == (TrialState.RUNNING, None)
+        assert trial.user_attrs["reason"] is None
+    show([*few, *again], path)
+    ((trial,),) = shown(path).values()
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.5])
+    assert trial.datetime_complete is not None
+    assert trial.datetime_complete.timestamp() == again[1].time
+    assert (trial.user_attrs["outcome"], trial.user_attrs["reason"]) == ("finished", None)
+
+
 def test_a_trial_in_flight_is_running_and_a_new_view_ends_it(
     records: list[Record], whole: Path, tmp_path: Path
 ) -> None:

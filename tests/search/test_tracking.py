@@ -182,6 +182,23 @@ def test_mfu_is_a_metric_where_it_is_known(records: list[Record]) -> None:
     assert mfu(None) == []
 
 
+def test_a_failed_trial_that_is_tried_again_is_no_longer_failed() -> None:
+    few = synthetic_records(trials=1, fail=0)[:9]
+    assert [record.event for record in few[-2:]] == ["trial_ended", "budget_closed"]
+    end, study = few[-2], TrackedStudy("digits", "run-1")
+    for record in few:
+        study.apply(record)
+    trial, budget = study.runs[end["trial"]], study.runs["budget 2e11 FLOPs"]
+    assert (trial.status, budget.status) == ("FAILED", "FINISHED")
+    study.apply(Record(9, end.time + 10, "trial_reopened", {"trial": end["trial"]}))
+    assert (trial.status, trial.ended_ms, budget.status, budget.ended_ms) == ("SCHEDULED", None, "RUNNING", None)
+    result = end["result"] | {"heldout_loss": 0.5, "error": None}
+    study.apply(Record(10, end.time + 11, "trial_ended", end.fields | {"outcome": "finished", "result": result}))
+    tags = trial.changes(-1).tags
+    assert trial.status == "FINISHED"
+    assert (tags["convscale.outcome"], tags["convscale.error"], tags["convscale.reason"]) == ("finished", "", "")
+
+
 def test_outcomes_are_statuses_and_what_is_not_finite_is_no_metric(
     records: list[Record], whole: dict[str, dict[str, Any]]
 ) -> None:
