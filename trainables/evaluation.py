@@ -8,18 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainables.data import DataError
 from trainables.lockstep import HostBatch, in_step
 from trainables.runtime import Precision, Runtime
 from trainables.step import evaluation_step
+from trainables.unreadable import unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Mean cross entropy (nats per image, no label smoothing), top-1 accuracy, and how many images they are over."""
+    """Mean cross entropy (nats per image, no label smoothing), top-1 accuracy, how many images they are over, and how
+    many more could not be read.
+    """
 
     loss: float
     accuracy: float
     images: int
+    unreadable: int
 
 
 def evaluate(
@@ -32,22 +37,24 @@ def evaluate(
     """Evaluate `model` on this worker's `batches`, summed over all workers in float64; None if stopped before the end.
 
     Every worker must bring the same number of batches; images of weight 0 (padding, unreadable) do not count.
-    Leaves the model's mode as it was. Raises `ValueError` if no image counts.
+    Leaves the model's mode as it was. Raises `DataError` if no image counts.
     """
     was_training = model.training
     model.eval()
     step = runtime.compile(evaluation_step(model, lambda: runtime.autocast(precision)))
     sums: list[Tensor] = []
-    stopped = False
+    stopped, skipped = False, 0
     for batch, (stopped,) in in_step(iter(batches), runtime, should_stop):
         if stopped:
             break
+        skipped += unreadable(batch)
         sums.append(step(runtime.to_device(batch)))
     model.train(was_training)
     if stopped:
         return None
     per_batch = torch.stack(sums).to("cpu", torch.float64) if sums else torch.zeros(1, 3, dtype=torch.float64)
-    loss, correct, images = runtime.all_reduce_sum(per_batch.sum(0)).tolist()
+    own = torch.cat((per_batch.sum(0), torch.tensor([skipped], dtype=torch.float64)))
+    loss, correct, images, skipped_by_all = runtime.all_reduce_sum(own).tolist()
     if not images:
-        raise ValueError("no held-out image could be read: there is nothing to evaluate on")
-    return HeldOut(loss=loss / images, accuracy=correct / images, images=round(images))
+        raise DataError("no held-out image could be read: there is nothing to evaluate on; mend the files")
+    return HeldOut(loss / images, correct / images, images=round(images), unreadable=round(skipped_by_all))

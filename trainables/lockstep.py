@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,23 @@ from trainables.config import TrialRefused
 from trainables.runtime import Runtime
 
 HostBatch = dict[str, np.ndarray[Any, Any]]
+T = TypeVar("T")
+
+
+def agreed(call: Callable[[], T], runtime: Runtime) -> T:
+    """`call()`, made by every worker; where one of them is refused, all raise that `TrialRefused`.
+
+    `call` itself must not wait for other workers.
+    """
+    refusal: TrialRefused | None = None
+    try:
+        value = call()
+    except TrialRefused as error:
+        refusal = error
+    (refused,) = runtime.agree(refusal is not None)
+    if refused:
+        raise _refusal_of_all(refusal, runtime)
+    return value
 
 
 def in_step(
@@ -32,6 +49,12 @@ def in_step(
             refusal = error
         refused, *answers = runtime.agree(refusal is not None, *(flag() for flag in flags))
         if refused:
-            reasons = runtime.all_gather_text(str(refusal) if refusal is not None else "")
-            raise refusal or TrialRefused(next(reason for reason in reasons if reason))
+            raise _refusal_of_all(refusal, runtime)
         yield batch, tuple(answers)
+
+
+def _refusal_of_all(own: TrialRefused | None, runtime: Runtime) -> TrialRefused:
+    """The first refused worker's refusal, on all workers."""
+    reasons = runtime.all_gather_text(str(own) if own is not None else "")
+    reason = next(reason for reason in reasons if reason)
+    return own if own is not None and str(own) == reason else TrialRefused(reason)

@@ -3,7 +3,7 @@
 `train` is read from top to bottom: set-up, restore, training loop, evaluation, final checkpoint. It knows of one
 runtime, one folder and one `report` callable, so it runs in a test, in a notebook, or in a worker that has served
 other trials, and gives the same result in each: nothing outlives it but its checkpoints. On the CPU a run that was
-stopped or killed, and resumed, equals an undisturbed one bit for bit.
+stopped or killed, and resumed, equals an undisturbed one bit for bit, given the same number of threads.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from trainables.checkpoint import Checkpoints
 from trainables.config import TrialConfig, TrialRefused
-from trainables.data import open_splits
+from trainables.data import DataError, Splits, open_splits
 from trainables.data.pipeline import heldout_batches, train_batches
+from trainables.data.readable import check_heldout
 from trainables.evaluation import HeldOut, evaluate
-from trainables.lockstep import HostBatch, in_step
+from trainables.lockstep import agreed, in_step
 from trainables.meter import Meter
+from trainables.overlap import InputOverlap
 from trainables.runtime import Runtime
 from trainables.schedule import learning_rate_at
 from trainables.step import training_step
-from trainables.trial import Trial, TrialResult, check, flops_per_image, newest_state
+from trainables.trial import Trial, TrialResult, check, flops_per_image, newest_state, out_of_memory
+from trainables.unreadable import few_unreadable, unreadable
 
 __all__ = ["TrialResult", "train"]
+
+_SAVING_SHARE = 1 / 20  # of the time, at most, goes to checkpoints that are written by the clock
+_MEETING_S = 60.0
 
 
 def train(
@@ -48,32 +53,59 @@ def train(
     attempt that died: the `{"step", "meter", "time"}` of its last report (see `Meter.resume`).
 
     A loss that diverges ends the trial with that outcome. A trial that had ended gives its result again at once.
-    Raises `TrialRefused` for what the user must mend, before any training.
+    Raises `TrialRefused` for what the user must mend, before any training where that can be told before; a trial that
+    is refused only in its evaluation is saved first. A device's want of memory is such a refusal too.
     """
+    try:
+        return _train(config, runtime, report, should_stop, previous)
+    except torch.OutOfMemoryError as error:
+        runtime.meet(_MEETING_S)  # where some workers go on and wait, it is an ordinary error, and all start anew
+        raise out_of_memory(config, error) from error
+
+
+def _train(
+    config: TrialConfig,
+    runtime: Runtime,
+    report: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    previous: dict[str, Any] | None,
+) -> TrialResult:
     # ---- Set-up -----------------------------------------------------------------------------------------------------
     entered_at = time.time()
-    check(config, runtime)
     meter = Meter(cores=runtime.cores, peak_flops_per_s=runtime.peak_flops_per_s(config.precision))
     checkpoints = Checkpoints(config.checkpoint.folder, config.checkpoint.keep)
-    saved = newest_state(checkpoints, config)
+
+    def find() -> dict[str, Any] | None:
+        check(config, runtime)
+        return newest_state(checkpoints, config)
+
+    def set_up() -> tuple[Splits, Trial]:
+        meter.flops_per_image = flops_per_image(config)
+        splits = open_splits(config.data)
+        if len(splits.classes) != config.model.classes:
+            raise TrialRefused(
+                f"{config.trial_id}: model.classes is {config.model.classes}, the data has {len(splits.classes)}: "
+                "give that"
+            )
+        check_heldout(splits, config.data, rank=runtime.rank, world=runtime.world)
+        try:
+            return splits, Trial.at_start(config, runtime, meter)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(config, error) from error
+
+    saved = agreed(find, runtime)
+    place = "none" if saved is None else f"step {saved['step']}, ended: {saved['result'] is not None}"
+    if len(set(runtime.all_gather_text(place))) > 1:
+        raise RuntimeError(
+            f"{config.checkpoint.folder}: the workers found different checkpoints; is the folder shared?"
+        )
     if saved is not None and saved["result"] is not None:
         return TrialResult(**saved["result"])
-
-    meter.flops_per_image = flops_per_image(config)
-    splits = open_splits(config.data)
-    if len(splits.classes) != config.model.classes:
-        raise TrialRefused(
-            f"{config.trial_id}: model.classes is {config.model.classes}, the data has {len(splits.classes)}: give that"
-        )
-    trial = Trial.at_start(config, runtime, meter)
+    splits, trial = agreed(set_up, runtime)
 
     # ---- Restore ----------------------------------------------------------------------------------------------------
     if saved is not None:
         trial.restore(saved, runtime)
-    if runtime.all_reduce_sum(torch.tensor([float(trial.step)])).item() != trial.step * runtime.world:
-        raise RuntimeError(
-            f"{config.checkpoint.folder}: the workers found different checkpoints; is the folder shared?"
-        )
     if saved is not None:
         meter.resume(trial.step, saved["meter"], saved_at=saved["time"], previous=previous, now=entered_at)
     elif previous is not None:
@@ -81,19 +113,28 @@ def train(
     del saved
     if runtime.rank == 0:
         checkpoints.clean()
-    last_saved = (trial.step, time.monotonic())
+    last_saved = (trial.step, time.monotonic(), 0.0)
+    overlap = InputOverlap(runtime, meter)
 
-    def save(result: TrialResult | None = None) -> tuple[int, float]:
-        """Write the trial as it is now; all workers take part, rank 0 writes. Returns the step and the time."""
+    def fetch() -> None:
+        """Wait for the losses of the steps that were given to the device, which is productive time."""
+        with meter.time(meter.bucket_of(max(trial.step - 1, 0))):
+            trial.losses.fetch(runtime, trial.step)
+        overlap.settle()
+
+    def save(result: TrialResult | None = None) -> tuple[int, float, float]:
+        """Write the trial as it is now; all workers take part, rank 0 writes. Returns the step, when, how long."""
+        began = time.monotonic()
         with meter.time("checkpoint"):
             state = trial.snapshot(runtime, result)
-            if runtime.rank == 0:
+            if state is not None:
                 checkpoints.save(trial.step, state, final=result is not None)
                 report({"event": "checkpointed", "step": trial.step})
-        return trial.step, time.monotonic()
+        now = time.monotonic()
+        return trial.step, now, now - began
 
     def checkpoint_due() -> bool:
-        return _is_due(config, trial.step, last_saved)
+        return runtime.rank == 0 and _is_due(config, trial.step, *last_saved)
 
     # ---- Training loop ----------------------------------------------------------------------------------------------
     trial.model.train()
@@ -124,14 +165,16 @@ def train(
         report({"event": "started", "step": trial.step})
     log_started = (trial.step, time.monotonic())
     with batches:
-        for host_batch, (stopped, due) in in_step(batches, runtime, should_stop, checkpoint_due):
+        stream = few_unreadable(batches, splits.train)
+        for host_batch, (stopped, due) in in_step(stream, runtime, should_stop, checkpoint_due):
+            meter.enter(meter.bucket_of(trial.step))
+            overlap.batch_came(trial.step)
             if due:
-                trial.losses.fetch(runtime, trial.step)
+                fetch()
                 last_saved = save()
             if stopped or trial.losses.diverged():
                 break
-            meter.enter(meter.bucket_of(trial.step))
-            trial.skipped += _unreadable(host_batch)
+            trial.skipped += unreadable(host_batch)
             learning_rate = learning_rate_at(
                 trial.step,
                 peak=config.optimiser.learning_rate,
@@ -141,11 +184,12 @@ def train(
             share = trial.average.weight_at(trial.step) if trial.average is not None else 0.0
             compiled_s = runtime.compile_s
             trial.losses.add(step(runtime.to_device(host_batch), runtime.scalar(learning_rate), runtime.scalar(share)))
+            overlap.step_given()
             meter.move(runtime.compile_s - compiled_s, "compilation")
             meter.count_step(trial.step, config.batch_size)
             trial.step += 1
             if trial.step in log_steps or trial.step % runtime.losses_every == 0:
-                trial.losses.fetch(runtime, trial.step)
+                fetch()
             if trial.losses.diverged():
                 break
             if trial.step in log_steps:
@@ -157,7 +201,12 @@ def train(
                     points = [[trial.step, train_loss, learning_rate, speed]]
                     report({"event": "progressed", "step": trial.step, "points": points, "meter": meter.to_dict()})
             meter.enter("input_wait")
-        trial.losses.fetch(runtime, trial.step)
+        fetch()
+    if not stopped and trial.step and trial.skipped_by_all(runtime) == trial.step * config.batch_size:
+        raise DataError(
+            f"{config.trial_id}: none of the {trial.step * config.batch_size} images met in training could be read: "
+            "mend the files, or set data.bad_images to 'error' to have one named"
+        )
     meter.enter("evaluation")
     if trial.losses.diverged():
         result = trial.ended("diverged", runtime)
@@ -170,10 +219,17 @@ def train(
         with heldout_batches(
             splits.heldout, config.data, batch_size=config.eval_batch_size, rank=runtime.rank, world=runtime.world
         ) as batches:
-            return evaluate(model, batches, runtime, config.precision, should_stop)
+            stream = few_unreadable(batches, splits.heldout)
+            return evaluate(model, stream, runtime, config.precision, should_stop)
 
-    weights = None if stopped else held_out(trial.model)
-    averaged = held_out(trial.average.model) if weights is not None and trial.average is not None else None
+    try:
+        weights = None if stopped else held_out(trial.model)
+        averaged = held_out(trial.average.model) if weights is not None and trial.average is not None else None
+    except Exception as error:
+        together = runtime.world == 1 or isinstance(error, TrialRefused)  # of other errors only one worker may know
+        if together and trial.step > last_saved[0]:
+            save()
+        raise
     if weights is None or (trial.average is not None and averaged is None):
         if trial.step > last_saved[0]:
             save()
@@ -187,6 +243,7 @@ def train(
             heldout_loss=weights.loss,
             heldout_accuracy=weights.accuracy,
             ema_heldout_loss=averaged.loss if averaged is not None and math.isfinite(averaged.loss) else None,
+            skipped_heldout_images=weights.unreadable,
         )
     else:  # the last steps broke the weights after their losses were taken
         trial.losses.reason = f"held-out loss is {weights.loss} at step {trial.step}"
@@ -201,16 +258,11 @@ def _log_steps(steps: int, points: int) -> frozenset[int]:
     return frozenset(round((k + 1) * steps / points) for k in range(points))
 
 
-def _is_due(config: TrialConfig, step: int, last_saved: tuple[int, float]) -> bool:
-    """Whether a checkpoint is to be written at `step`, the last having been at (step, time)."""
+def _is_due(config: TrialConfig, step: int, saved_step: int, saved_at: float, took_s: float) -> bool:
+    """Whether a checkpoint is to be written at `step`, the last having been at `saved_step`, in `took_s` seconds."""
     every = config.checkpoint
-    if step == last_saved[0]:
+    if step == saved_step:
         return False
     if every.every_steps is not None and step % every.every_steps == 0:
         return True
-    return every.every_s is not None and time.monotonic() - last_saved[1] >= every.every_s
-
-
-def _unreadable(batch: HostBatch) -> int:
-    """How many of the batch's images could not be read (weight 0 and no padding)."""
-    return 0 if batch["weight"].all() else int(np.count_nonzero((batch["weight"] == 0) & (batch["index"] >= 0)))
+    return every.every_s is not None and time.monotonic() - saved_at >= max(every.every_s, took_s / _SAVING_SHARE)

@@ -2,7 +2,8 @@
 
 The meter's clock always runs in exactly one bucket, so the buckets add up to the wall time. It lives in the
 checkpoint and goes on after a restart. On an asynchronous device the time of a step is spent where the host waits for
-it; the loop waits inside `productive`, before it evaluates, saves or reports.
+it: in `productive`, before the loop evaluates, saves or reports; and in `input_wait`, where the host waits for the next
+batch while the device still works. The latter is moved to `productive` as soon as it is known (`InputOverlap`).
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class Meter:
         finally:
             self.enter(before)
 
-    def move(self, seconds: float, to: Bucket) -> None:
-        """Count `seconds` of the running bucket's time in `to` instead, such as compilation, known only afterwards."""
+    def move(self, seconds: float, to: Bucket, source: Bucket | None = None) -> None:
+        """Count `seconds` of `source` (None: the running bucket) in `to` instead: what is known only afterwards."""
         if seconds:
-            self.add(self._bucket, -seconds)
+            self.add(source or self._bucket, -seconds)
             self.add(to, seconds)
 
     def bucket_of(self, step: int) -> Bucket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from trainables.runtime import Runtime
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
@@ -29,8 +32,8 @@ class TrialResult:
 
     `heldout_loss` (nats per image, no label smoothing), `heldout_accuracy` (top-1) and `ema_heldout_loss` (of the
     averaged weights) are there only for a finished trial; `reason` only for a diverged one. `train_loss`: mean since
-    the last log point. `skipped_images`: how often training met an image it could not read. `meter`:
-    `Meter.summary()`.
+    the last log point. `skipped_images`: how often training met an image it could not read; `skipped_heldout_images`:
+    how many of the held-out ones could not be. `meter`: `Meter.summary()`.
     """
 
     outcome: Literal["finished", "diverged", "stopped"]
@@ -42,6 +45,7 @@ class TrialResult:
     skipped_images: int
     meter: dict[str, Any]
     reason: str | None
+    skipped_heldout_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-serialisable values."""
@@ -78,24 +82,39 @@ class Trial:
         runtime.fork_rng(config.seed)
         return trial
 
-    def snapshot(self, runtime: Runtime, result: TrialResult | None = None) -> dict[str, Any]:
-        """Everything that a restart needs, on the host. All workers must call it."""
+    def snapshot(self, runtime: Runtime, result: TrialResult | None = None) -> dict[str, Any] | None:
+        """Everything that a restart needs, on the host; None but for rank 0. All workers must call it."""
+        rng, skipped = runtime.rng_state(), self.skipped_by_all(runtime)
+        if runtime.rank != 0:
+            return None
         return {
             "config": identity(self.config),
             "step": self.step,
             "model": runtime.to_host(self.model.state_dict()),
             "momenta": runtime.to_host(self.optimiser.state_dict()),
             "average": runtime.to_host(self.average.model.state_dict()) if self.average is not None else None,
-            "rng": runtime.rng_state(),
+            "rng": rng,
             "losses": self.losses.to_dict(),
-            "skipped": self.skipped_by_all(runtime),
+            "skipped": skipped,
+            "threads": torch.get_num_threads(),
             "meter": self.meter.to_dict(),
             "time": time.time(),
             "result": result.to_dict() if result is not None else None,
         }
 
     def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
-        """Go back to where `snapshot` was taken, but for the meter, which only goes forward."""
+        """Go back to where `snapshot` was taken, but for the meter, which only goes forward.
+
+        On the CPU what follows is the same bit for bit only with the same number of threads.
+        """
+        threads = torch.get_num_threads()
+        if runtime.device.type == "cpu" and state["threads"] != threads:
+            log.warning(
+                "%s goes on with %d threads and was trained with %d: its losses may differ in their last digits",
+                self.config.trial_id,
+                threads,
+                state["threads"],
+            )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["momenta"])
@@ -119,6 +138,7 @@ class Trial:
         heldout_loss: float | None = None,
         heldout_accuracy: float | None = None,
         ema_heldout_loss: float | None = None,
+        skipped_heldout_images: int = 0,
     ) -> TrialResult:
         """The trial's result. All workers must call it."""
         return TrialResult(
@@ -131,6 +151,7 @@ class Trial:
             skipped_images=self.skipped_by_all(runtime),
             meter=self.meter.summary(),
             reason=self.losses.reason,
+            skipped_heldout_images=skipped_heldout_images,
         )
 
 
@@ -155,6 +176,15 @@ def check(config: TrialConfig, runtime: Runtime) -> None:
         )
 
 
+def out_of_memory(config: TrialConfig, error: torch.OutOfMemoryError) -> TrialRefused:
+    """The refusal of a trial that does not fit its device: a retry would not fit either."""
+    reason = str(error).split(". ")[0].split("\n")[0]
+    return TrialRefused(
+        f"{config.trial_id}: batch_size {config.batch_size} does not fit the device's memory ({reason}): lower "
+        "training.batch_size (or training.eval_batch_size), or raise compute.workers_per_slice"
+    )
+
+
 def flops_per_image(config: TrialConfig) -> float:
     """Training FLOPs of one image: as given, else counted. Raises `TrialRefused` for a model that cannot be built."""
     if config.flops_per_image is not None:
@@ -167,11 +197,14 @@ def flops_per_image(config: TrialConfig) -> float:
 
 
 def identity(config: TrialConfig) -> dict[str, Any]:
-    """What a trial's result depends on: the config without its name, its folder, how often it logs and saves."""
+    """What a trial's result depends on: the config without its name, how it is measured, how often it logs and saves,
+    and where its data stand (the same images may have moved).
+    """
     values = config.to_dict()
-    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image"):
+    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image", "eval_batch_size"):
         del values[name]
-    del values["data"]["decode_workers"]
+    for name in ("path", "decode_workers"):
+        del values["data"][name]
     return values
 
 

@@ -1,7 +1,9 @@
 """A trial from config to held-out loss: its result, its events, and that no interruption changes either."""
 
+import dataclasses
 import gc
 import json
+import logging
 import random
 import time
 import weakref
@@ -11,12 +13,13 @@ import pytest
 import torch
 
 import trainables.loop
+from tests.trainables.asynchronous import AsynchronousRuntime, Clock
 from tests.trainables.trials import Events, tiny_trial
 from trainables.checkpoint import Checkpoints
 from trainables.config import TrialRefused
 from trainables.loop import train
 from trainables.runtime import select_runtime
-from trainables.trial import flops_per_image
+from trainables.trial import flops_per_image, identity
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,12 @@ def runtime():
     before = torch.get_num_threads()
     yield select_runtime("cpu", cores=1)
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["synchronous", "asynchronous"])
+def either(request, runtime):
+    """The CPU as it is, and as a device whose losses come 16 at a time: neither changes a trial's end."""
+    return runtime if request.param == "synchronous" else AsynchronousRuntime(Clock())
 
 
 @pytest.fixture(scope="module")
@@ -87,30 +96,30 @@ def test_training_learns(runtime, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_a_stopped_trial_goes_on_as_if_nothing_had_been(runtime, tmp_path, undisturbed, stop_at):
+def test_a_stopped_trial_goes_on_as_if_nothing_had_been(either, tmp_path, undisturbed, stop_at):
     config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
     first = Events(stop_at)
-    stopped = train(config, runtime, first, should_stop=first.should_stop)
+    stopped = train(config, either, first, should_stop=first.should_stop)
     assert (stopped.outcome, stopped.step, stopped.heldout_loss) == ("stopped", stop_at, None)
     assert first.named("checkpointed") == [{"event": "checkpointed", "step": stop_at}]
     torch.rand(7)  # what the process does in between has no influence
     second = Events()
-    result = train(config, runtime, second)
+    result = train(config, either, second)
     assert second.named("started") == [{"event": "started", "step": stop_at}]
     assert_same_end(result, tmp_path, undisturbed)
     assert result.meter["images"] == 6 * 16
     assert result.meter["seconds_repeated"] == result.meter["seconds_restart"] == 0
 
 
-def test_a_stop_during_evaluation_is_seen_too(runtime, tmp_path, undisturbed):
+def test_a_stop_during_evaluation_is_seen_too(either, tmp_path, undisturbed):
     config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
     events = Events(stop_at=7)  # six steps and a batch of the evaluation
-    assert train(config, runtime, events, should_stop=events.should_stop).outcome == "stopped"
-    assert_same_end(train(config, runtime, Events()), tmp_path, undisturbed)
+    assert train(config, either, events, should_stop=events.should_stop).outcome == "stopped"
+    assert_same_end(train(config, either, Events()), tmp_path, undisturbed)
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_and_repeats_what_was_lost(
-    runtime, tmp_path, undisturbed, monkeypatch
+    either, tmp_path, undisturbed, monkeypatch
 ):
     config = tiny_trial(tmp_path, optimiser__ema_decay=0.9, checkpoint__every_steps=3, log_points=6)
     events = Events()
@@ -124,13 +133,13 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_repeats_what_was_lost(
         learning_rate_at = trainables.loop.learning_rate_at
         patch.setattr(trainables.loop, "learning_rate_at", rate)
         with pytest.raises(Killed):
-            train(config, runtime, events)
+            train(config, either, events)
     assert events.named("checkpointed") == [{"event": "checkpointed", "step": 3}]
     last = events.named("progressed")[-1]
     assert last["step"] == 5
     previous = {"step": last["step"], "meter": last["meter"], "time": time.time() - 100}
     again = Events()
-    result = train(config, runtime, again, previous=previous)
+    result = train(config, either, again, previous=previous)
     assert again.named("started") == [{"event": "started", "step": 3}]
     state = Checkpoints(str(tmp_path), keep=1).load_latest()[1]
     for name, value in undisturbed[1]["model"].items():
@@ -212,11 +221,11 @@ def test_weights_broken_by_the_last_step_are_a_divergence_too(runtime, tmp_path)
     assert result.reason in {"held-out loss is nan at step 1", "held-out loss is inf at step 1"}
 
 
-def test_a_loss_above_the_limit_for_long_ends_the_trial_as_diverged(runtime, tmp_path):
+def test_a_loss_above_the_limit_for_long_ends_the_trial_as_diverged(either, tmp_path):
     config = tiny_trial(tmp_path, divergence__factor=0.1, divergence__patience=4, checkpoint__every_steps=3)
     events = Events(stop_at=3)
-    assert train(config, runtime, events, should_stop=events.should_stop).outcome == "stopped"
-    result = train(config, runtime, Events())  # the count goes on after a restart
+    assert train(config, either, events, should_stop=events.should_stop).outcome == "stopped"
+    result = train(config, either, Events())  # the count goes on after a restart
     assert (result.outcome, result.step) == ("diverged", 4)
     assert result.reason == "training loss above 0.23 (0.1 x ln(classes)) for 4 steps on end, at step 4"
 
@@ -225,16 +234,23 @@ def test_checkpoints_follow_the_steps_and_the_last_are_kept(runtime, tmp_path):
     events = Events()
     train(tiny_trial(tmp_path, checkpoint__every_steps=2, checkpoint__keep=2), runtime, events)
     assert [event["step"] for event in events.named("checkpointed")] == [2, 4, 6]
-    assert [(saved.step, saved.final) for saved in Checkpoints(str(tmp_path), keep=2).saved()] == [
-        (4, False),
-        (6, True),
-    ]
+    assert [(saved.step, saved.final) for saved in Checkpoints(str(tmp_path), keep=2).saved()] == [(6, True)]
 
 
-def test_checkpoints_follow_the_clock(runtime, tmp_path):
+def test_checkpoints_follow_the_clock(runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainables.loop, "_SAVING_SHARE", 1e9)
     events = Events()
     train(tiny_trial(tmp_path, checkpoint__every_s=0.0, steps=3, log_points=1), runtime, events)
     assert [event["step"] for event in events.named("checkpointed")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("took_s", "due"), [(0.0, True), (0.4, True), (0.6, False)])
+def test_a_checkpoint_that_takes_long_is_written_less_often(tmp_path, took_s, due):
+    config = tiny_trial(tmp_path, checkpoint__every_s=1.0)
+    assert trainables.loop._is_due(config, 5, 4, time.monotonic() - 10, took_s) is due
+    assert not trainables.loop._is_due(config, 4, 4, time.monotonic() - 10, took_s)
+    often = tiny_trial(tmp_path, checkpoint__every_steps=5)
+    assert trainables.loop._is_due(often, 5, 4, time.monotonic(), took_s)
 
 
 def test_it_trains_on_any_fsspec_address(runtime, undisturbed):
@@ -266,3 +282,40 @@ def test_what_cannot_be_trained_is_refused_in_one_line(runtime, tmp_path, change
     with pytest.raises(TrialRefused, match=message) as caught:
         train(tiny_trial(tmp_path, **changes), runtime, Events())
     assert "\n" not in str(caught.value)
+
+
+def test_a_device_without_the_memory_is_a_refusal_and_a_host_without_it_an_error(runtime, tmp_path, monkeypatch):
+    def without(error):
+        def fail(*_args, **_settings):
+            raise error
+
+        monkeypatch.setattr(trainables.loop, "learning_rate_at", fail)
+
+    without(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nnothing"))
+    with pytest.raises(
+        TrialRefused, match=r"batch_size 16 .*: lower training.batch_size .*workers_per_slice"
+    ) as caught:
+        train(tiny_trial(tmp_path), runtime, Events())
+    assert "\n" not in str(caught.value)
+    without(MemoryError())
+    with pytest.raises(MemoryError):
+        train(tiny_trial(tmp_path), runtime, Events())
+
+
+def test_where_the_data_stand_and_how_they_are_measured_is_no_part_of_a_trials_identity(runtime, tmp_path, undisturbed):
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
+    assert "eval_batch_size" not in identity(config)
+    assert not {"path", "decode_workers"} & identity(config)["data"].keys()
+    first = Events(stop_at=3)
+    train(config, runtime, first, should_stop=first.should_stop)
+    again = dataclasses.replace(config, eval_batch_size=32, data=dataclasses.replace(config.data, path="elsewhere"))
+    assert train(again, runtime, Events()).heldout_loss == pytest.approx(undisturbed[0].heldout_loss)
+
+
+def test_another_number_of_threads_is_told(runtime, tmp_path, caplog, monkeypatch):
+    events = Events(stop_at=1)
+    train(tiny_trial(tmp_path, steps=2), runtime, events, should_stop=events.should_stop)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with caplog.at_level(logging.WARNING):
+        train(tiny_trial(tmp_path, steps=2), runtime, Events())
+    assert "goes on with 3 threads and was trained with 1" in caplog.text

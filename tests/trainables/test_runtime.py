@@ -9,11 +9,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
+import trainables.loop
 from tests.trainables.trials import Events, tiny_trial
 from trainables.checkpoint import Checkpoints
-from trainables.config import DataConfig, TrialRefused
+from trainables.config import DataConfig, TrialConfig, TrialRefused
 from trainables.loop import train
-from trainables.runtime import select_runtime
+from trainables.runtime import Runtime, select_runtime
 from trainables.runtime.torch import peak_of
 
 
@@ -29,6 +30,7 @@ def test_it_knows_itself(runtime):
     assert runtime.device.type == "cpu"
     assert runtime.compilations == 0
     assert runtime.peak_flops_per_s("float32") is None
+    assert runtime.mark() is None
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -115,6 +117,18 @@ def write_images(folder: Path) -> Path:
     return bad
 
 
+def refused(config: TrialConfig, runtime: Runtime) -> str:
+    """What the trial is refused with."""
+    try:
+        return train(config, runtime, Events()).outcome
+    except TrialRefused as error:
+        return str(error)
+
+
+def without_memory(*_args: object, **_settings: object) -> float:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     """One of the workers that train a trial together."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
@@ -125,11 +139,12 @@ def worker(rank: int, world: int, folder: str) -> None:
     assert (stopped.outcome, stopped.step) == ("stopped", 3)
     result = train(config, runtime, events)
     points = [point for event in events.named("progressed") for point in event["points"]]
-    try:
-        refusal = train(tiny_trial(f"{folder}/refused", **on_folder(f"{folder}/images")), runtime, events).outcome
-    except TrialRefused as error:
-        refusal = str(error)
-    outcome = {"result": result.to_dict(), "points": points, "refusal": refusal}
+    refusal = refused(tiny_trial(f"{folder}/refused", **on_folder(f"{folder}/images")), runtime)
+    one_sided = on_folder(f"{folder}/nowhere") if rank == 1 else {}
+    refusals = [refusal, refused(tiny_trial(f"{folder}/one-sided", **one_sided), runtime)]
+    trainables.loop.learning_rate_at = without_memory
+    refusals.append(refused(tiny_trial(f"{folder}/large"), runtime))
+    outcome = {"result": result.to_dict(), "points": points, "refusals": refusals}
     torch.save(outcome, f"{folder}/rank-{rank}.pt")
     dist.destroy_process_group()
 
@@ -150,7 +165,10 @@ def test_two_workers_give_the_single_workers_losses(runtime, tmp_path: Path):
         assert rank["result"]["heldout_accuracy"] == pytest.approx(single.heldout_accuracy, abs=0.02)
         assert rank["result"]["meter"]["images"] == single.meter["images"]
         assert rank["result"]["meter"]["cores"] == 2
-        assert str(bad) in rank["refusal"]  # one worker met it, none waits for the other
+        met_by_one, set_up_of_one, by_both = rank["refusals"]  # none waits for the other
+        assert str(bad) in met_by_one
+        assert "nowhere' does not exist" in set_up_of_one
+        assert "does not fit the device's memory" in by_both
     weights = [Checkpoints(str(tmp_path / name), keep=1).load_latest()[1]["model"] for name in ("single", "trial")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)

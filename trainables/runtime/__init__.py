@@ -100,6 +100,15 @@ class Runtime(Protocol):
     def all_gather_text(self, text: str) -> list[str]:
         """Every worker's text, in the order of ranks. Does not wait for the device."""
 
+    def meet(self, timeout_s: float) -> None:
+        """Wait for all workers to call this. Raises `RuntimeError` if one does not within `timeout_s`."""
+
+    def mark(self) -> Any:
+        """A point in the device's work, after all it was given so far; None where the host waits for every step."""
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        """Seconds from the device's passing of one `mark` to that of another; it must have passed both."""
+
     def synchronise(self) -> None:
         """Wait until the device has done all it was given."""
 

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -171,6 +172,20 @@ class TorchRuntime:
         if self.world > 1:
             dist.all_gather_object(texts, text, group=self._control)
         return texts
+
+    def meet(self, timeout_s: float) -> None:
+        if self.world > 1:
+            dist.monitored_barrier(group=self._control, timeout=timedelta(seconds=timeout_s))
+
+    def mark(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))  # type: ignore[no-untyped-call]
+        return event
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end)) / 1000
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
