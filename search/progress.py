@@ -170,6 +170,8 @@ class ProgressView:
                 return f"budget {record['budget']} done: {found}", ""
             case "trial_started" if record["attempt"] > 1:
                 return f"{record['trial']} goes on from step {record['step']} (attempt {record['attempt']})", ""
+            case "trial_reopened":
+                return f"{record['trial']} failed before; it is tried again", ""
             case "trial_lost":
                 return f"{record['trial']} {record['kind']}: {_one_line(record['reason'])}", "yellow"
             case "trial_ended":

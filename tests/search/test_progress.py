@@ -83,6 +83,14 @@ def test_a_lost_attempt_is_told_and_leaves_the_running_trials() -> None:
     assert "2e11-FLOPs-000 goes on from step 100 (attempt 2)" in fed([*lost, back])
 
 
+def test_a_failed_trial_that_is_tried_again_is_told_of() -> None:
+    records = synthetic_records(trials=1, fail=0)[:9]
+    again = [*records, event(records, "trial_reopened", trial="2e11-FLOPs-000")]
+    assert fed(again).splitlines()[-1] == "2e11-FLOPs-000 failed before; it is tried again"
+    assert "1 failed" in fed(records, terminal=True)
+    assert "1 failed" not in "\n".join(panel(again))
+
+
 def test_notes_are_shown_on_and_off_a_terminal() -> None:
     for terminal in (False, True):
         console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
