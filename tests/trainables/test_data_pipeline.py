@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trainables.data.pipeline
 from tests.trainables.test_data_sources import open_folder, write_digits
 from trainables.config import DataConfig
 from trainables.data import DataError, Example, ImageSource
@@ -188,6 +189,26 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, int], said: str) -
         train_batches(FakeSource(5), CONFIG, **{"batch_size": 8, "seed": 0, "start_step": 0, "steps": 2, **settings})
 
 
+@settings(max_examples=15, deadline=None)
+@given(share=st.integers(1, 23), world=st.integers(1, 2), unit=st.integers(1, 9), start=st.integers(0, 2))
+def test_a_batch_that_is_put_together_from_parts_is_the_same(share: int, world: int, unit: int, start: int) -> None:
+    source, config = (
+        FakeSource(31, broken=frozenset({3})),
+        replace(CONFIG, augment="crop", flip=True, bad_images="skip"),
+    )
+    where: dict[str, int] = {"start": start, "steps": 4, "world": world, "batch": share * world, "seed": 7}
+
+    def heldout() -> list[Batch]:
+        return list(heldout_batches(source, config, batch_size=share * world, rank=world - 1, world=world))
+
+    whole = [run(source, config, **where), heldout()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainables.data.pipeline, "_UNIT", unit)
+        parts = [run(source, config, **where), heldout()]
+    for left, right in zip(whole, parts, strict=True):
+        assert_same(left, right)
+
+
 # ---------------------------------------------------------------------------------------------------------- held-out
 
 
@@ -242,12 +263,16 @@ def test_an_image_that_cannot_be_read_is_skipped_and_can_be_named(tmp_path: Path
 # ---------------------------------------------------------------------------------------------------------- processes
 
 
-def test_decoding_processes_change_nothing_and_are_gone_at_the_end(tmp_path: Path) -> None:
+def test_decoding_processes_change_nothing_and_are_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_digits(tmp_path, ".png", split=False)
     source = open_folder(tmp_path).train
     threads = DataConfig("folder", 8, path=str(tmp_path), augment="crop", flip=True)
     processes = replace(threads, decode_workers=2)
     expected = run(source, threads, start=3, steps=8, world=1, batch=4, seed=1)
+    assert_same(run(source, processes, start=3, steps=8, world=1, batch=4, seed=1), expected)
+    monkeypatch.setattr(trainables.data.pipeline, "_UNIT", 3)
     assert_same(run(source, processes, start=3, steps=8, world=1, batch=4, seed=1), expected)
     assert multiprocessing.active_children() == []
 

@@ -7,9 +7,9 @@ than the data set), and no example is dropped: only what the last batch of a run
 Neither the number of workers nor a restart enters, and augmentation is drawn from (seed, position), so they change
 nothing.
 
-Grain's unit of work is here a whole batch of this rank, not an example: its per-example bookkeeping (tens of
-microseconds) is paid once a batch, which keeps small images cheap. Grain gives the permutation in constant memory,
-the reading ahead, and the processes that decode.
+Grain's unit of work is here this rank's batch, or an even part of it of at most 256 images: its bookkeeping (tens of
+microseconds) is not paid for every example, which keeps small images cheap, and what is read ahead is not several
+large batches. Grain gives the permutation in constant memory, the reading ahead, and the processes that decode.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from trainables.data.sources import ImageSource
 
 Batch = dict[str, npt.NDArray[Any]]
 
-# Batches read ahead: by the threads of this process, and by each decoding process.
+_UNIT = 256
+# Parts of batches read ahead: by the threads of this process (where a batch has more parts, one batch), and by each
+# decoding process.
 _READ_AHEAD = 4
 _THREADS = 2
 _READ_AHEAD_PER_PROCESS = 1
@@ -72,7 +74,7 @@ def train_batches(
     if config.augment not in ("none", "shift", "crop"):
         raise DataError(f"data.augment: {config.augment!r} is given; give 'none', 'shift' or 'crop'")
     order_seed, augment_key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-    make = _TrainBatch(share, int(order_seed) % 2**32, int(augment_key), source, config)
+    make = _TrainUnit(share, int(order_seed) % 2**32, int(augment_key), source, config)
     return Batches(make, start_step, steps, config)
 
 
@@ -85,7 +87,7 @@ def heldout_batches(
     so that every batch of every rank has the same shape and every rank has as many.
     """
     share = _share(source, batch_size, rank, world)
-    return Batches(_HeldoutBatch(share, source, config), 0, -(-len(source) // batch_size), config)
+    return Batches(_HeldoutUnit(share, source, config), 0, -(-len(source) // batch_size), config)
 
 
 def _share(source: ImageSource, batch_size: int, rank: int, world: int) -> _Share:
@@ -95,24 +97,36 @@ def _share(source: ImageSource, batch_size: int, rank: int, world: int) -> _Shar
         raise ValueError(f"rank {rank} of {world} workers is given; give 0 to {world - 1}")
     if not 0 < len(source) <= MAX_EXAMPLES:
         raise DataError(f"a data set of {len(source)} images is given; give 1 to {MAX_EXAMPLES}")
-    return _Share(batch_size, rank, world)
+    return _Share(batch_size, rank, world, units=-(-batch_size // world // _UNIT))
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """Which positions of a global batch are this rank's."""
+    """Which positions of a global batch are this rank's, and into how many units of work they are parted."""
 
     batch_size: int
     rank: int
     world: int
+    units: int
 
-    def positions(self, step: int) -> npt.NDArray[np.int64]:
-        return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world, dtype=np.int64)
+    @property
+    def size(self) -> int:
+        return self.batch_size // self.world
+
+    def bounds(self, part: int) -> tuple[int, int]:
+        """The rows [first, end) of this rank's batch that its unit `part` holds."""
+        return part * self.size // self.units, (part + 1) * self.size // self.units
+
+    def positions(self, unit: int) -> npt.NDArray[np.int64]:
+        """The stream positions of a unit, counted from the first unit of step 0."""
+        step, part = divmod(unit, self.units)
+        first, end = self.bounds(part)
+        return step * self.batch_size + self.rank + self.world * np.arange(first, end, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainBatch:
-    """Makes this rank's batch of a step."""
+class _TrainUnit:
+    """Makes a unit of this rank's training batches."""
 
     share: _Share
     order_seed: int
@@ -120,8 +134,8 @@ class _TrainBatch:
     source: ImageSource
     config: DataConfig
 
-    def __call__(self, step: int) -> Batch:
-        positions = self.share.positions(step)
+    def __call__(self, unit: int) -> Batch:
+        positions = self.share.positions(unit)
         crops = self.config.augment == "crop"
         draws = augment.uniforms(self.augment_key, positions, 3 + augment.CROP_DRAWS if crops else 3)
         indices = examples_at(positions, len(self.source), self.order_seed).tolist()
@@ -134,15 +148,15 @@ class _TrainBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class _HeldoutBatch:
-    """Makes this rank's held-out batch of a step, filled up with padding."""
+class _HeldoutUnit:
+    """Makes a unit of this rank's held-out batches, filled up with padding."""
 
     share: _Share
     source: ImageSource
     config: DataConfig
 
-    def __call__(self, step: int) -> Batch:
-        positions = self.share.positions(step)
+    def __call__(self, unit: int) -> Batch:
+        positions = self.share.positions(unit)
         real = positions[positions < len(self.source)]
         batch = _read(self.source, real.tolist(), self.config, None)
         missing = len(positions) - len(real)
@@ -176,23 +190,24 @@ def _read(source: ImageSource, indices: list[int], config: DataConfig, crops: au
 class Batches(Iterator[Batch]):
     """Batches in order, read ahead in the background from the moment of construction.
 
-    With `config.decode_workers` at 0, by threads of this process; else by as many processes (never more than there are
-    batches). `close()`, the end of a `with` block, the end of the stream, an error or garbage collection ends them.
+    With `config.decode_workers` at 0, by threads of this process; else by as many processes (never more than there is
+    work for). `close()`, the end of a `with` block, the end of the stream, an error or garbage collection ends them.
     """
 
-    def __init__(self, make_batch: _TrainBatch | _HeldoutBatch, start: int, stop: int, config: DataConfig) -> None:
+    def __init__(self, make_unit: _TrainUnit | _HeldoutUnit, start: int, stop: int, config: DataConfig) -> None:
+        self._share = share = make_unit.share
         self._remaining = stop - start
         self._next = 0
-        workers = min(config.decode_workers, self._remaining)
-        steps = grain.MapDataset.range(start, stop).map(make_batch)
+        workers = min(config.decode_workers, self._remaining * share.units)
+        units = grain.MapDataset.range(start * share.units, stop * share.units).map(make_unit)
         if self._remaining == 0:
             self._readers: list[Any] = []
         elif workers <= 0:
-            options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
-            self._readers = [iter(steps.to_iter_dataset(options))]
+            options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(_READ_AHEAD, share.units))
+            self._readers = [iter(units.to_iter_dataset(options))]
             self._readers[0].start_prefetch()
         else:
-            self._readers = _start_processes(steps, workers, _batch_bytes(make_batch))
+            self._readers = _start_processes(units, workers, _unit_bytes(make_unit))
         self._copies = workers > 0
         self._finaliser = weakref.finalize(self, _close_all, self._readers)
 
@@ -204,16 +219,29 @@ class Batches(Iterator[Batch]):
             self.close()
             raise StopIteration
         try:
-            # Reader k of n has every n-th batch, so taking turns gives them in order.
-            batch: Batch = next(self._readers[self._next])
+            batch = self._batch()
         except BaseException:
             self.close()
             raise
-        self._next = (self._next + 1) % len(self._readers)
         self._remaining -= 1
-        # Out of the memory shared with the process that decoded it, which is given back as soon as the batch was
-        # copied.
-        return {name: np.array(values) for name, values in batch.items()} if self._copies else batch
+        return batch
+
+    def _batch(self) -> Batch:
+        """The next batch, put together from its units."""
+        batch: Batch = {}
+        for part in range(self._share.units):
+            # Reader k of n has every n-th unit, so taking turns gives them in order.
+            unit: Batch = next(self._readers[self._next])
+            self._next = (self._next + 1) % len(self._readers)
+            if self._share.units == 1 and not self._copies:
+                return unit
+            first, end = self._share.bounds(part)
+            for name, values in unit.items():
+                if part == 0:
+                    batch[name] = np.empty((self._share.size, *values.shape[1:]), values.dtype)
+                # Out of the memory shared with the process that decoded it, which is given back after that.
+                batch[name][first:end] = values
+        return batch
 
     def __enter__(self) -> Self:
         return self
@@ -226,22 +254,21 @@ class Batches(Iterator[Batch]):
         self._finaliser()
 
 
-def _batch_bytes(make_batch: _TrainBatch | _HeldoutBatch) -> int:
-    share = make_batch.share
-    return share.batch_size // share.world * (make_batch.source.image_size**2 * 3 + 16)
+def _unit_bytes(make_unit: _TrainUnit | _HeldoutUnit) -> int:
+    return -(-make_unit.share.size // make_unit.share.units) * (make_unit.source.image_size**2 * 3 + 16)
 
 
-def _start_processes(steps: Any, workers: int, batch_bytes: int) -> list[Any]:
-    """Starts the decoding processes: one reader each, for every `workers`-th batch."""
-    # In containers shared memory is often 64 MB; where it is short, batches travel through pipes instead.
-    fits = batch_bytes * workers * (2 * _READ_AHEAD_PER_PROCESS + 2) < _free_shared_memory() / 2
+def _start_processes(units: Any, workers: int, unit_bytes: int) -> list[Any]:
+    """Starts the decoding processes: one reader each, for every `workers`-th unit."""
+    # In containers shared memory is often 64 MB; where it is short, units travel through pipes instead.
+    fits = unit_bytes * workers * (2 * _READ_AHEAD_PER_PROCESS + 2) < _free_shared_memory() / 2
     options = grain.experimental.DatasetOptions(min_shm_size=0 if fits else sys.maxsize)
     readers: list[Any] = []
     before = set(multiprocessing.active_children())
     try:
         with light_main():
             for worker in range(workers):
-                part = steps[worker::workers].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+                part = units[worker::workers].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
                 part = grain.experimental.WithOptionsIterDataset(part, options)
                 part = part.mp_prefetch(
                     grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=_READ_AHEAD_PER_PROCESS),
@@ -269,7 +296,7 @@ def _free_shared_memory() -> float:
 
 
 def _close_all(readers: list[Any]) -> None:
-    """Closes readers at the same time (each waits for its process to finish the batch it is at) and forgets them."""
+    """Closes readers at the same time (each waits for its process to finish the unit it is at) and forgets them."""
     # Plain threads: an executor takes no work any more when the interpreter ends, which is one time this runs.
     threads = [threading.Thread(target=reader.close, name="close-reader") for reader in readers[1:]]
     for thread in threads:
