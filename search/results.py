@@ -295,5 +295,5 @@ def _unreadable_note(state: StudyState) -> str:
     training, heldout = sum(row.skipped_images for row in rows), sum(row.skipped_heldout_images for row in rows)
     return (
         f"{trials} met unreadable images and left them out: {training:,} times in training, {heldout:,} times in "
-        "evaluation; numbers by trial are in results.csv, paths in the logs"
+        "evaluation (by trial in results.csv; data.bad_images: error would name the first)"
     )
