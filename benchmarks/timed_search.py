@@ -8,6 +8,7 @@ when its slices were asked for, and when each slice's worker said that it was re
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -56,7 +57,10 @@ def main() -> None:
 
         def _watch(self) -> None:
             while len(moments["slices"]) < self.plan.slices:
-                for name, facts in ray.get(self.broker.status.remote())["ready"].items():
+                for name, ranks in ray.get(self.broker.status.remote())["ready"].items():
+                    facts = ranks.get(0, ranks)  # by rank, or those of rank 0 alone
+                    if "pid" not in facts:
+                        continue
                     process = psutil.Process(facts["pid"]).create_time()
                     known = {"ready": time.time(), "process": process, "import_s": facts["import_s"]}
                     moments["slices"].setdefault(name, known)
@@ -67,6 +71,7 @@ def main() -> None:
         status = session.search(study, fresh=True, address=None, console=Console(file=nowhere))
     moments["ended"] = time.time()
     target.write_text(json.dumps(moments))
+    gc.freeze()  # as the command does
     sys.exit(status)
 
 

@@ -47,8 +47,10 @@ class Shifted(Dataset[tuple[np.ndarray[Any, Any], int]]):
         return image[top : top + size, left : left + size].transpose(2, 0, 1), self.source.label(index)
 
 
-def timm_seconds(config: TrialConfig, device: torch.device, *, channels_last: bool) -> float:
-    """Seconds of wall time of the config's steps, from asking for the first batch to the end of the last step."""
+def timm_seconds(config: TrialConfig, device: torch.device, *, channels_last: bool) -> tuple[float, float]:
+    """Seconds of wall time, and of this process's CPU time, of the config's steps: from asking for the first batch to
+    the end of the last step.
+    """
     torch.manual_seed(config.seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = build_model(
@@ -84,7 +86,7 @@ def timm_seconds(config: TrialConfig, device: torch.device, *, channels_last: bo
         return torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
 
     _wait(device)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     for step in range(config.steps):
         images, labels = next(batches)
         if channels_last:
@@ -98,7 +100,7 @@ def timm_seconds(config: TrialConfig, device: torch.device, *, channels_last: bo
         optimiser.zero_grad()
         schedule.step_update(num_updates=step + 1)
     _wait(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def _endless(config: TrialConfig, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
