@@ -6,6 +6,7 @@ Imports inside the commands keep `--help` and error messages quick.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +93,7 @@ def main() -> None:
             raise
         for line in str(error).splitlines():
             print(f"convscale: {line}", file=sys.stderr)
+    gc.freeze()  # else the interpreter searches all that torch, Ray and MLflow made for garbage, for two seconds
     sys.exit(status)
 
 
