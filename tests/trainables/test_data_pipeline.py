@@ -209,6 +209,12 @@ def test_a_batch_that_is_put_together_from_parts_is_the_same(share: int, world: 
         assert_same(left, right)
 
 
+def test_a_batch_that_no_memory_holds_is_an_error_at_once() -> None:
+    batches = train_batches(FakeSource(5), CONFIG, batch_size=10**13, seed=0, start_step=0, steps=1)
+    with pytest.raises(MemoryError):
+        next(batches)
+
+
 # ---------------------------------------------------------------------------------------------------------- held-out
 
 

@@ -37,9 +37,9 @@ from trainables.data.sources import ImageSource
 Batch = dict[str, npt.NDArray[Any]]
 
 _UNIT = 256
-# Parts of batches read ahead: by the threads of this process (where a batch has more parts, one batch), and by each
+# Units read ahead: by the threads of this process (up to the second number, where a batch has so many), and by each
 # decoding process.
-_READ_AHEAD = 4
+_READ_AHEAD, _MOST_READ_AHEAD = 4, 16
 _THREADS = 2
 _READ_AHEAD_PER_PROCESS = 1
 _START_S = 10.0  # a process that could not be started is an error of the first batch, not a hang
@@ -203,7 +203,7 @@ class Batches(Iterator[Batch]):
         if self._remaining == 0:
             self._readers: list[Any] = []
         elif workers <= 0:
-            options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(_READ_AHEAD, share.units))
+            options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_units_ahead(share))
             self._readers = [iter(units.to_iter_dataset(options))]
             self._readers[0].start_prefetch()
         else:
@@ -252,6 +252,10 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends the threads or processes that read ahead, and waits for processes to be gone. May be called again."""
         self._finaliser()
+
+
+def _units_ahead(share: _Share) -> int:
+    return min(max(_READ_AHEAD, share.units), _MOST_READ_AHEAD)
 
 
 def _unit_bytes(make_unit: _TrainUnit | _HeldoutUnit) -> int:
