@@ -37,6 +37,9 @@ def search(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew beside the runs there are, instead of going on.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try trials again that failed; else only unfinished ones go on.")
+    ] = False,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to use (auto, or HOST:PORT); default: one of its own.")
     ] = None,
@@ -46,7 +49,8 @@ def search(
     from search.session import terminal_console
 
     with terminal_console() as console:
-        raise typer.Exit(run_search(study, fresh=fresh, address=address, console=console))
+        status = run_search(study, fresh=fresh, address=address, console=console, retry_failed=retry_failed)
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -109,6 +113,9 @@ def _status_of(error: Exception) -> int | None:
         return 2
     if "search.slices" not in sys.modules:  # else no cluster was asked for, and Ray need not be imported
         return None
+    from search.director import FailuresError
     from search.slices import ClusterNotFoundError, FleetError
 
-    return 2 if isinstance(error, ClusterNotFoundError) else 1 if isinstance(error, FleetError) else None
+    return (
+        2 if isinstance(error, ClusterNotFoundError) else 1 if isinstance(error, (FleetError, FailuresError)) else None
+    )

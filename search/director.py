@@ -33,11 +33,16 @@ class Suggestion:
     previous: dict[str, Any] | None
 
 
+class FailuresError(RuntimeError):
+    """Trial after trial failed, so that the next would fail too; the message is one line."""
+
+
 class Finished:
     """What `suggest` answers when the study has nothing left to suggest."""
 
 
 FINISHED: Final = Finished()
+FAILURES_IN_A_ROW: Final = 3
 
 
 @dataclass(slots=True)
@@ -58,11 +63,12 @@ class Director:
     _resumed: list[str] = field(init=False)
     _in_flight: dict[str, float] = field(init=False, default_factory=dict)
     _exhausted: set[str] = field(init=False, default_factory=set)
+    _failures: int = field(init=False, default=0)
     _seen: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = StudyState.of(self.ledger.records)
-        cells = {(budget.label, cell.variant) for budget in self.budgets for cell in budget.cells}
+        cells = self._cells()
         open_trials = [trial for trial in self.state.trials.values() if trial.outcome is None]
         self._resumed = [trial.trial_id for trial in open_trials if (trial.budget, trial.variant) in cells]
 
@@ -75,9 +81,18 @@ class Director:
 
     @property
     def done(self) -> bool:
-        """Whether every budget has been closed."""
-        known = (self.state.budgets.get(budget.label) for budget in self.budgets)
-        return all(budget is not None and budget.closed for budget in known)
+        """Whether every budget has all of its trials, ended."""
+        return self.state.covers(self.budgets)
+
+    def reopen_failed(self) -> None:
+        """Have every failed trial tried again, from its checkpoint where it has one."""
+        for trial in list(self.state.trials.values()):
+            if trial.outcome == "failed" and (trial.budget, trial.variant) in self._cells():
+                self.write("trial_reopened", trial=trial.trial_id)
+                self._resumed.append(trial.trial_id)
+
+    def _cells(self) -> set[tuple[str, str]]:
+        return {(budget.label, cell.variant) for budget in self.budgets for cell in budget.cells}
 
     # ---------------------------------------------------------------- suggestions
 
@@ -102,12 +117,20 @@ class Director:
             known = self.state.budgets.get(budget.label)
             if known is None or known.trials_planned < budget.trials:
                 known = self._open(budget)
-            while len(known.trials) < budget.trials and budget.label not in self._exhausted:
+            while self._tried(budget, known) < budget.trials and budget.label not in self._exhausted:
                 if (point := self._propose(budget, known)) is not None:
                     yield self._record_suggestion(budget, known, point)
                 else:
                     self._exhausted.add(budget.label)
             self._close_if_done(known)
+
+    def _tried(self, budget: Budget, known: BudgetState) -> int:
+        """Trials that count: those whose point is on the grid as the study has it now."""
+        space = self._space(budget)
+        return sum(space.holds(trial) for trial in known.trials)
+
+    def _space(self, budget: Budget) -> Space:
+        return Space(tuple(cell.variant for cell in budget.cells), self.study.learning_rates)
 
     def _open(self, budget: Budget) -> BudgetState:
         cells = [
@@ -131,7 +154,7 @@ class Director:
         return self.state.budgets[budget.label]
 
     def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
-        space = Space(tuple(cell.variant for cell in budget.cells), self.study.learning_rates)
+        space = self._space(budget)
         # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
         seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
         return propose(self.study.search.sampler, space, known.trials, seed=seed, worst_loss=math.log(self.classes))
@@ -182,7 +205,7 @@ class Director:
         passed over.
         """
         for event in events:
-            if event["number"] < self._seen.get(trial, 0):
+            if trial not in self._in_flight or event["number"] < self._seen.get(trial, 0):
                 continue
             self._seen[trial] = event["number"] + 1
             self._take(trial, event)
@@ -196,7 +219,8 @@ class Director:
                     slice=event["slice"],
                     attempt=event["attempt"],
                     step=event["step"],
-                    wait_s=event["time"] - self._in_flight[trial],
+                    # later attempts began long after the suggestion
+                    wait_s=event["time"] - self._in_flight[trial] if event["attempt"] == 1 else None,
                 )
             case "progressed":
                 self.write(
@@ -214,7 +238,14 @@ class Director:
         if event["outcome"] == "stopped":  # stays open in the ledger: the next search goes on with it
             return
         self.write("trial_ended", trial=trial, outcome=event["outcome"], result=event["result"])
+        self._failures = self._failures + 1 if event["outcome"] == "failed" else 0
         known = self.state.budgets[self.state.trials[trial].budget]
         budget = next(budget for budget in self.budgets if budget.label == known.label)
-        if len(known.trials) >= budget.trials or known.label in self._exhausted:
+        if self._tried(budget, known) >= budget.trials or known.label in self._exhausted:
             self._close_if_done(known)
+        if self._failures >= FAILURES_IN_A_ROW:
+            reason = " ".join(str(event["result"].get("reason")).split())
+            raise FailuresError(
+                f"{self._failures} trials in a row failed, {trial} the last: {reason}; mend that, and try them again "
+                f"with --retry-failed (their errors: {self.ledger.where})"
+            )

@@ -30,7 +30,6 @@ class DirectedSearch(Searcher):  # type: ignore[misc]
         self.director, self.fleet = director, fleet
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        self.fleet.check()  # Tune asks all the time, so a fleet that is lost ends the search here
         suggestion = self.director.suggest()
         if suggestion is None:
             return None
@@ -60,10 +59,13 @@ class DirectedSearch(Searcher):  # type: ignore[misc]
 
 
 class DirectorFeed(ray.tune.Callback):  # type: ignore[misc]
-    """Passes each Tune result's events to the director, before Tune asks for the next suggestion."""
+    """Passes each Tune result's events to the director, before Tune asks for the next suggestion, and looks after the
+    fleet. What goes wrong here ends the search in order; `run` raises it then, as it was.
+    """
 
-    def __init__(self, director: Director) -> None:
-        self.director = director
+    def __init__(self, director: Director, fleet: Fleet) -> None:
+        self.director, self.fleet = director, fleet
+        self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -71,51 +73,91 @@ class DirectorFeed(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.director.take_events(result["trial"], result["events"])
+        self._guard(lambda: self.director.take_events(result["trial"], result["events"]))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._guard(self.fleet.check)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self.error is not None:
+            return
+        try:
+            action()
+        except Exception as error:
+            self.error = error
+            self.director.interrupted = True
+            raise
 
 
 def run(director: Director, fleet: Fleet) -> None:
-    """Run the search to its end, or until `director.interrupted`. Raises what Tune raises if the proxies themselves
-    fail.
+    """Run the search to its end, or until `director.interrupted`.
+
+    Raises `FleetError` if the slices are lost for good, `LedgerError` if the ledger cannot be written, and what Tune
+    raises if its proxies fail.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fleet.plan.slices)  # else proxies would start one after another
-    ray.tune.Tuner(
-        ray.tune.with_resources(proxy, {"CPU": 0.01}),
-        tune_config=ray.tune.TuneConfig(
-            num_samples=-1,
-            max_concurrent_trials=None,
-            reuse_actors=True,
-            search_alg=DirectedSearch(director, fleet),
-        ),
-        run_config=ray.tune.RunConfig(
-            name="tune",
-            storage_path=str(fleet.scratch),
-            verbose=0,
-            callbacks=[DirectorFeed(director)],
-            failure_config=ray.tune.FailureConfig(max_failures=-1),
-        ),
-    ).fit()
+    feed = DirectorFeed(director, fleet)
+    try:
+        ray.tune.Tuner(
+            # a byte of memory instead of a share of a CPU: on a cluster whose CPUs the slices hold, proxies still fit
+            ray.tune.with_resources(proxy, {"memory": 1}),
+            tune_config=ray.tune.TuneConfig(
+                num_samples=-1,
+                max_concurrent_trials=None,
+                reuse_actors=True,
+                search_alg=DirectedSearch(director, fleet),
+            ),
+            run_config=ray.tune.RunConfig(
+                name="tune",
+                storage_path=str(fleet.scratch),
+                verbose=0,
+                callbacks=[feed],
+                failure_config=ray.tune.FailureConfig(max_failures=-1),
+            ),
+        ).fit()
+    finally:
+        if feed.error is not None:
+            raise feed.error  # Tune tells only its text
 
 
-@contextmanager
-def interruptible(director: Director, fleet: Fleet, say: Callable[[str], None]) -> Iterator[None]:
-    """Within it, the first Ctrl-C (or SIGTERM) ends the search in order: running trials keep a checkpoint. A second
-    one ends it at once.
+class Interrupts:
+    """Ctrl-C, SIGTERM and a closed terminal, from the start of a command to its end.
+
+    Before `search_of` and after its end one ends the command at once. Within it the first ends the search in order:
+    running trials keep a checkpoint. The second ends it at once.
     """
 
-    def stop() -> None:
-        ray.get(fleet.broker.stop_all.remote())
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self.count = 0
 
-    def handle(number: int, frame: Any) -> None:
-        if director.interrupted:
-            raise KeyboardInterrupt
-        director.interrupted = True
-        say("ending: running trials keep a checkpoint first (press Ctrl-C again to end at once)")
-        threading.Thread(target=stop, name="stop-all", daemon=True).start()
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._handle) for number in self._numbers}
+        return self
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self._stop is None or self.count > 1:
+            raise KeyboardInterrupt
+        # nothing else here: the signal may have come in the middle of a print, or of a lock
+        threading.Thread(target=self._stop, name="stop", daemon=True).start()
+
+    @contextmanager
+    def search_of(self, director: Director, fleet: Fleet, say: Callable[[str], None]) -> Iterator[None]:
+        """Within it an interrupt stops the director's search."""
+
+        def stop() -> None:
+            director.interrupted = True
+            ray.get(fleet.broker.stop_all.remote())
+            say("ending: running trials keep a checkpoint first (press Ctrl-C again to end at once)")
+
+        self._stop = stop
+        try:
+            yield
+        finally:
+            self._stop = None

@@ -10,6 +10,7 @@ event that a crash cut off was never acted on: reading stops before it, and open
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -77,8 +78,10 @@ class _FileLog:
 
     def __init__(self, folder: str) -> None:
         self.path = Path(folder) / "ledger.jsonl"
+        self.where = str(self.path)
         self._file: IO[bytes] | None = None
         self._lock: IO[bytes] | None = None
+        self._size = 0
 
     def read(self) -> tuple[list[Record], int]:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
@@ -100,15 +103,23 @@ class _FileLog:
         except BaseException:
             self.close()
             raise
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         self._file.truncate(size)
+        self._size = size
         return records
 
     def append(self, record: Record) -> None:
+        """Write a whole event or none: what a full disk or an interruption left of it is taken back."""
         assert self._file is not None
-        self._file.write(record.to_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = record.to_json().encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(line)
 
     def close(self) -> None:
         for handle in (self._file, self._lock):
@@ -167,13 +178,24 @@ class Ledger:
 
     def __init__(self, folder: str) -> None:
         self._log = _log_at(folder)
+        self.where = self._log.where
         self.records = self._log.open()
 
     def append(self, event: str, **fields: Any) -> Record:
-        """Write one event; when this returns, it is durable."""
+        """Write one event; when this returns, it is durable. When this raises, it is not in the ledger.
+
+        Raises `LedgerError` if it cannot be written (a full disk, a storage that is gone).
+        """
         record = Record(len(self.records), time.time(), event, fields)
-        self._log.append(record)
         self.records.append(record)
+        try:
+            self._log.append(record)
+        except OSError as error:
+            self.records.pop()
+            raise LedgerError(f"{self._log.where}: cannot be written ({error}); mend that, and start again") from error
+        except BaseException:
+            self.records.pop()
+            raise
         return record
 
     def close(self) -> None:

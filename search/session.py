@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +21,9 @@ import fsspec
 from rich.console import Console
 
 from search.budgets import amounts_in_flops, open_budgets
-from search.devices import cores_per_worker, resolve_device
+from search.devices import cores_of_cluster, cores_per_worker, device_of_cluster, resolve_device
 from search.director import Director
-from search.ledger import FORMAT, Ledger
+from search.ledger import FORMAT, Ledger, LedgerError
 from search.progress import PlannedBudget, ProgressView
 from search.ray_settings import prepare_environment
 from search.results import render_results
@@ -34,6 +34,8 @@ from search.views import Views, optuna_path, tracking_address, write_results
 from trainables.data import Splits, open_splits
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+
+log = logging.getLogger(__name__)
 
 
 class SessionError(ValueError):
@@ -138,7 +140,14 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
 def terminal_console() -> Iterator[Console]:
     """A console on standard output as it is now, whatever is done to the descriptor later."""
     with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding) as terminal:
-        yield Console(file=terminal)
+        yield _Terminal(file=terminal)
+
+
+class _Terminal(Console):
+    """A console whose reader may go away: that is an error like any other, not the end of the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("the terminal, or what standard output was piped to, is gone")
 
 
 @contextmanager
@@ -202,14 +211,17 @@ def local_folder(study: Study, folder: RunFolder) -> Path:
     return folder.local or Path.home() / ".cache" / "convscale" / f"{study.name}-{storage}" / folder.run
 
 
-def search(study_path: Path, *, fresh: bool, address: str | None, console: Console) -> int:
-    """Run or resume the search that a study file describes. Returns the exit status: 0 done, 130 interrupted.
+def search(study_path: Path, *, fresh: bool, address: str | None, console: Console, retry_failed: bool = False) -> int:
+    """Run or resume the search that a study file describes.
+
+    Returns the exit status: 0 done, 1 if a budget has no finished trial, 130 interrupted in order.
 
     Raises:
         StudyError, DataError, LedgerError, TrackingError, SessionError: the user's mistakes, one line each.
-        FleetError: the cluster failed.
+        FleetError, FailuresError: the cluster failed, or trial after trial.
+        KeyboardInterrupt: interrupted at once.
     """
-    # ---------------------------------------------------------------- what is asked, and is it possible
+    # ---- What is asked, and is it possible --------------------------------------------------------------------------
     study = load_study(study_path)
     splits = open_splits(study.data_config())
     if study.tracking.enabled:
@@ -220,19 +232,25 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     folder = choose_run(study, fresh=fresh)
     local = local_folder(study, folder)
     with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
+        before = StudyState.of(ledger.records)
         if ledger.records:
-            refuse_changed_study(study, StudyState.of(ledger.records), splits)
-        cores = cores_per_worker(study)
+            refuse_changed_study(study, before, splits)
+        if before.ended and not retry_failed:
+            budgets, _ = open_budgets(study, len(splits.train), len(splits.classes))
+            if before.covers(budgets):
+                show_results(study, before, folder, local, console)
+                return exit_status(before)
 
-        # ---------------------------------------------------------------- the cluster starts while budgets are worked
-        # out
+        # ---- The cluster starts while the budgets are worked out ----------------------------------------------------
         prepare_environment(own_cluster=address is None)
-        from search.slices import Fleet, FleetPlan  # imports Ray
+        from search.driver import Interrupts, run  # imports Ray
+        from search.slices import Fleet, FleetPlan
 
+        interrupts = stack.enter_context(Interrupts())
         plan = FleetPlan(
             slices=study.compute.slices,
             workers=study.compute.workers_per_slice,
-            cores=cores,
+            cores=cores_per_worker(study),
             device=device,
             recycle_after=study.compute.recycle_after,
             max_errors=study.compute.max_errors + 1,
@@ -241,48 +259,73 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
             fleet = stack.enter_context(Fleet(plan, address=address))
             budgets, warnings = opening.result()
+        if address is not None:
+            plan = fleet.plan = replace(
+                plan,
+                device=device_of_cluster(fleet.resources()) if device == "auto" else device,
+                cores=cores_per_worker(study, cores_of_cluster(fleet.nodes())),
+            )
         fleet.lease()
 
-        # ---------------------------------------------------------------- the views
+        # ---- The views ----------------------------------------------------------------------------------------------
         planned = [PlannedBudget(budget.label, budget.flops, budget.trials) for budget in budgets]
         progress = ProgressView(console, ledger.records, budgets=planned)
         views = Views.open(study, folder.run, local, progress)
         views.catch_up(ledger.records)
         director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed)
         if not ledger.records:
-            open_study(director, study, study_path, folder, splits, device)
+            open_study(director, study, study_path, folder, splits, plan.device)
 
-        # ---------------------------------------------------------------- the search
-        from search.driver import interruptible, run
-
-        director.write(
-            "session_started", host=socket.gethostname(), pid=os.getpid(), slices=plan.slices,
-            cores_per_slice=cores * plan.workers, device=device, code_version=code_version(),
-        )  # fmt: skip
+        # ---- The search ---------------------------------------------------------------------------------------------
+        fleet.say = views.say
         reason = "error"
         try:
-            with progress, interruptible(director, fleet, progress.note):
+            with progress, interrupts.search_of(director, fleet, views.say):
+                director.write(
+                    "session_started", host=socket.gethostname(), pid=os.getpid(), slices=plan.slices,
+                    cores_per_slice=plan.cores * plan.workers, device=plan.device, code_version=code_version(),
+                )  # fmt: skip
+                if retry_failed:
+                    director.reopen_failed()
                 for warning in warnings:
-                    progress.note(warning)
+                    views.say(warning)
                 run(director, fleet)
             if director.done:
                 director.write("study_ended")
             reason = "interrupted" if director.interrupted else "finished"
+        except KeyboardInterrupt:
+            fleet.patience_s = 1.0
+            raise
         finally:
-            director.write("session_ended", reason=reason)
-            files = write_results(director.state, folder.url, local)
-            views.add_figures(files)
-            stack.close()
-            undelivered = views.close(timeout_s=60)
+            stack.close()  # the slices first: they cost the most
+            undelivered = conclude(director, views, reason, folder, local)
 
-    # ---------------------------------------------------------------- what came of it
+    # ---- What came of it --------------------------------------------------------------------------------------------
     show_results(study, director.state, folder, local, console)
     if undelivered:
         console.print(f"{undelivered} events are not in MLflow yet; bring them with: convscale sync {study_path}")
     if director.interrupted:
         console.print(f"interrupted; go on with: convscale search {study_path}")
         return 130
-    return 0
+    return exit_status(director.state)
+
+
+def conclude(director: Director, views: Views, reason: str, folder: RunFolder, local: Path) -> int:
+    """The last event, the figures, and what the views lack; returns how many events did not reach MLflow.
+
+    What fails here is logged, so that it hides neither the results nor the error that ended the search.
+    """
+    try:
+        director.write("session_ended", reason=reason)
+        views.add_figures(write_results(director.state, folder.url, local))
+    except (LedgerError, OSError, RuntimeError, ValueError):
+        log.exception("the end of the search could not be written")
+    return views.close(timeout_s=60)
+
+
+def exit_status(state: StudyState) -> int:
+    """1 if a budget that has ended has no finished trial, else 0."""
+    return int(any(budget.closed and budget.best is None for budget in state.budgets.values()))
 
 
 def open_study(director: Director, study: Study, path: Path, folder: RunFolder, splits: Splits, device: str) -> None:

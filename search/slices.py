@@ -14,6 +14,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,15 +26,19 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from trainables.broker import Broker
-from trainables.worker import LossReporter, SliceSettings, serve
+from trainables.worker import ControllerReporter, LossReporter, SliceSettings, serve
 
 log = logging.getLogger(__name__)
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NAMESPACE: Final = "convscale"
 CHECK_EVERY_S: Final = 5.0
+BROKER_ANSWERS_S: Final = 60.0
 START_ATTEMPTS: Final = 3
+SLOW_START_S: Final = 60.0
 GOING_HOME_S: Final = 20.0
+KILLED_S: Final = 5.0
+LONGEST_TEMP: Final = 30
 
 
 class FleetError(RuntimeError):
@@ -63,9 +68,12 @@ class Fleet:
         self.plan, self.address = plan, address
         self.broker_name = f"broker-{secrets.token_hex(4)}"
         self.broker: Any = None
+        self.patience_s = GOING_HOME_S
+        self.say: Callable[[str], None] = log.info
         self._leases: list[Lease] = []
-        self._next_check = 0.0
-        self.scratch = Path(tempfile.mkdtemp(prefix="convscale-"))
+        self._next_check = self._leased_at = 0.0
+        self._missed = False
+        self.scratch = _new_scratch()
 
     def __enter__(self) -> Fleet:
         try:
@@ -90,7 +98,7 @@ class Fleet:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
+                _temp_dir=str(self.scratch / "ray"),
             )
         else:
             _check_address(self.address)
@@ -102,6 +110,11 @@ class Fleet:
                     logging_level=logging.ERROR,
                     runtime_env=_shipped_code(),
                 )
+            except ray.exceptions.AuthenticationError as error:
+                raise ClusterNotFoundError(
+                    f"--address {self.address}: the cluster wants another token ({_last_line(error)}); set "
+                    "RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to what it was started with"
+                ) from error
             except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
                 raise ClusterNotFoundError(_not_found(self.address, error)) from error
         self.broker = (
@@ -110,9 +123,18 @@ class Fleet:
             .remote(plan.max_errors)
         )
 
+    def resources(self) -> dict[str, float]:
+        """What the cluster has in all: CPU, GPU and so on."""
+        return dict(ray.cluster_resources())
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes, as Ray describes them."""
+        return list(ray.nodes())
+
     def lease(self) -> None:
         """Ask for the slices; they come up in the background, and trials start on each as soon as it is there."""
         plan = self.plan
+        self._leased_at = time.monotonic()
         for number in range(plan.slices):
             settings = SliceSettings(
                 name=f"slice-{number}",
@@ -125,32 +147,71 @@ class Fleet:
             self._leases.append(Lease(settings, plan.workers, self.scratch))
 
     def check(self) -> None:
-        """Raise `FleetError` if a slice is lost for good, or cannot start; asks the broker now and then only."""
+        """Raise `FleetError` if the broker or a slice is lost for good, or cannot start; say once which slices are slow
+        to come up. Cheap: asks the broker every few seconds at most.
+        """
         for lease in self._leases:
             if lease.error is not None:
                 raise FleetError(f"{lease.name} could not be kept: {_last_line(lease.error)}") from lease.error
-        if time.monotonic() < self._next_check:
+        now = time.monotonic()
+        if now < self._next_check:
             return
-        self._next_check = time.monotonic() + CHECK_EVERY_S
-        for name, (times, text) in ray.get(self.broker.status.remote())["start_failures"].items():
+        self._next_check = now + CHECK_EVERY_S
+        try:
+            status = ray.get(self.broker.status.remote(), timeout=BROKER_ANSWERS_S)
+        except ray.exceptions.RayError as error:
+            raise FleetError(
+                f"the broker of the slices died ({_last_line(error)}); the same command goes on"
+            ) from error
+        for name, (times, text) in status["start_failures"].items():
             if times >= START_ATTEMPTS:
                 raise FleetError(f"{name} cannot start its workers ({times} times): {_last_line(text)}")
+        missing = [lease.name for lease in self._leases if lease.name not in status["ready"]]
+        if missing and not self._missed and now > self._leased_at + SLOW_START_S:
+            self._missed = True
+            free = ", ".join(f"{amount:g} {name}" for name, amount in self._free().items()) or "nothing"
+            self.say(f"waiting for {', '.join(missing)}: each needs {self._needs()}; the cluster has {free} free")
+
+    def _needs(self) -> str:
+        plan = self.plan
+        gpus = f" and {plan.workers} GPU" if plan.device == "cuda" else ""
+        return f"{plan.workers * plan.cores} CPU{gpus}"
+
+    @staticmethod
+    def _free() -> dict[str, float]:
+        free: dict[str, float] = ray.available_resources()
+        return {name: free[name] for name in ("CPU", "GPU") if name in free}
 
     def close(self) -> None:
-        """Send the slices home, wait for them, and (where this fleet started the cluster) end the cluster."""
-        if ray.is_initialized():
+        """Send the slices home, wait `patience_s` for them, and end the cluster if this fleet started it."""
+        try:
+            if ray.is_initialized():
+                self._send_home()
+        finally:
+            try:
+                ray.shutdown()
+            finally:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _send_home(self) -> None:
+        end = time.monotonic() + self.patience_s
+        for lease in self._leases:
+            lease.over = True
+        controllers: dict[str, Any] = {}
+        try:
             if self.broker is not None:
-                try:
-                    ray.get(self.broker.close.remote(), timeout=5)
-                    for lease in self._leases:
-                        lease.join(timeout=GOING_HOME_S)
-                    ray.kill(self.broker)
-                except ray.exceptions.RayError as error:
-                    log.warning("the broker was gone at the end: %s", error)
-            for lease in self._leases:
-                lease.over = True
-            ray.shutdown()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+                controllers = ray.get(self.broker.close.remote(), timeout=max(1.0, self.patience_s))
+        except ray.exceptions.RayError as error:  # workers notice that themselves, and go home
+            log.warning("the broker was gone at the end: %s", error)
+        for lease in self._leases:
+            lease.join(timeout=max(0.0, end - time.monotonic()))
+        for lease in self._leases:
+            if lease.is_alive() and (controller := controllers.get(lease.name)) is not None:
+                log.warning("%s did not come home in time; its run is ended by force", lease.name)
+                ray.kill(controller)
+                lease.join(timeout=KILLED_S)
+        if self.broker is not None:
+            ray.kill(self.broker)
 
 
 def _check_address(address: str) -> None:
@@ -240,9 +301,27 @@ class Lease(threading.Thread):
                 name=f"{settings.name}-{secrets.token_hex(3)}",
                 storage_path=str(self.scratch),
                 failure_config=ray.train.FailureConfig(max_failures=-1),
-                callbacks=[LossReporter(settings.name, settings.broker, settings.namespace)],
+                callbacks=[
+                    reporter(settings.name, settings.broker, settings.namespace)
+                    for reporter in (LossReporter, ControllerReporter)
+                ],
             ),
         ).fit()
+
+
+def _new_scratch() -> Path:
+    """A folder for what Ray writes, named by this process; those of processes that were killed are removed.
+
+    Ray's sockets lie in it, and a socket's path must be short.
+    """
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > LONGEST_TEMP:
+        root = Path("/tmp")
+    for left in root.glob("convscale-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"convscale-{os.getpid()}-", dir=root))
 
 
 def _last_line(error: object) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from search.ledger import Record
+
+if TYPE_CHECKING:
+    from search.budgets import Budget
 
 Outcome = Literal["finished", "diverged", "failed"]
 
@@ -75,6 +78,11 @@ class StudyState:
             state.apply(record)
         return state
 
+    def covers(self, budgets: Sequence[Budget]) -> bool:
+        """Whether each of these budgets was opened with as many trials, and has been closed."""
+        known = [(budget, self.budgets.get(budget.label)) for budget in budgets]
+        return all(here is not None and here.closed and here.trials_planned >= budget.trials for budget, here in known)
+
     def apply(self, record: Record) -> None:
         """Take one event into account. Unknown events (from a later version) are passed over."""
         match record.event:
@@ -111,6 +119,11 @@ class StudyState:
                 )
                 self.trials[trial.trial_id] = trial
                 self.budgets[trial.budget].trials.append(trial)
+                self.budgets[trial.budget].closed = False
+            case "trial_reopened":
+                trial = self.trials[record["trial"]]
+                trial.outcome, trial.result = None, {}
+                self.budgets[trial.budget].closed = False
             case "trial_started":
                 trial = self.trials[record["trial"]]
                 trial.attempt, trial.step = record["attempt"], record["step"]

@@ -4,7 +4,8 @@ search up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from search.state import StudyState
 from search.study import Study
 from search.tracking import MlflowView
 from search.tracking_uri import default_uri
+
+log = logging.getLogger(__name__)
 
 
 def tracking_address(study: Study) -> tuple[str, str | None]:
@@ -44,18 +47,24 @@ class Views:
     progress: ProgressView
     optuna: OptunaView
     mlflow: MlflowView | None
+    _terminal_gone: bool = False
 
     @classmethod
     def open(cls, study: Study, run: str, local_folder: Path, progress: ProgressView) -> Views:
         """Raises `TrackingError` if the study's tracking address is malformed."""
         rates = study.learning_rates
         bounds = (rates[0], max(rates[-1], rates[0] * 1.001))
+        views: list[Views] = []
+
+        def say(line: str) -> None:
+            views[0].say(line)
+
         mlflow = None
         if study.tracking.enabled:
             uri, artefacts = tracking_address(study)
-            mlflow = MlflowView(uri, artifact_root=artefacts, study=study.name, run=run, say=progress.note, hold=True)
-        optuna = OptunaView(optuna_path(local_folder), learning_rates=bounds, say=progress.note)
-        return cls(progress, optuna, mlflow)
+            mlflow = MlflowView(uri, artifact_root=artefacts, study=study.name, run=run, say=say, hold=True)
+        views.append(cls(progress, OptunaView(optuna_path(local_folder), learning_rates=bounds, say=say), mlflow))
+        return views[0]
 
     def catch_up(self, records: Sequence[Record]) -> None:
         """Feed what earlier sessions wrote; the terminal's view has been given that already."""
@@ -64,10 +73,24 @@ class Views:
 
     def feed(self, record: Record) -> None:
         """Feed one new record; returns at once."""
-        self.progress.feed(record)
+        self._show(lambda: self.progress.feed(record))
         self._feed_stores(record)
         if self.mlflow is not None and record.event == "trial_started":
             self.mlflow.release()  # not before: its import would hold the first trial up
+
+    def say(self, line: str) -> None:
+        """Show a line on the terminal; call from any thread."""
+        self._show(lambda: self.progress.note(line))
+
+    def _show(self, action: Callable[[], None]) -> None:
+        """A terminal that fails (closed, a full disk behind a pipe) is left alone from then on."""
+        if self._terminal_gone:
+            return
+        try:
+            action()
+        except Exception:
+            self._terminal_gone = True
+            log.exception("the terminal's view failed, and shows nothing more")
 
     def _feed_stores(self, record: Record) -> None:
         self.optuna.feed(record)

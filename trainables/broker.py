@@ -37,6 +37,8 @@ class Order:
     checkpoint_step: int = -1
     stopping: bool = False
     ended: bool = False
+    next_number: int = 0  # of the current attempt's events; they may arrive out of order
+    early: dict[int, Event] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -52,8 +54,9 @@ class Broker:
         self._queued = asyncio.Condition()
         self._limits = (max_errors, max_crashes)
         self._serving: dict[str, Order] = {}
-        self._ready: dict[str, dict[str, Any]] = {}
+        self._ready: dict[str, dict[int, dict[str, Any]]] = {}
         self._start_failures: dict[str, tuple[int, str]] = {}
+        self._controllers: dict[str, Any] = {}
         self._turns: dict[str, int] = {}  # a call of `take` is void once its worker is lost or asks again
         self._closed = False
 
@@ -76,12 +79,13 @@ class Broker:
         """The trial's events from number `after` on; waits until there is one. The last one ever is "ended"."""
         order = self._orders[trial]
         async with order.changed:
-            await order.changed.wait_for(lambda: len(order.events) > after)
-            return order.events[after:]
+            await order.changed.wait_for(lambda: bool(order.events) and order.events[-1]["number"] >= after)
+            return [event for event in order.events if event["number"] >= after]
 
     async def forget(self, trial: str) -> None:
-        """Drop an ended trial's events, so that memory does not grow with the study."""
-        self._orders.pop(trial, None)
+        """Drop all of an ended trial but its end, so that memory grows little with the study."""
+        order = self._orders[trial]
+        order.payload, order.previous, order.events = {}, None, order.events[-1:]
 
     async def stop(self, trial: str) -> None:
         """Tell a trial to stop at its next step and keep its checkpoint; one that waits ends at once."""
@@ -101,12 +105,15 @@ class Broker:
         async with self._queued:
             self._queued.notify_all()
 
-    async def close(self) -> None:
-        """Send every slice home: each waiting or coming `take` answers None."""
+    async def close(self) -> dict[str, Any]:
+        """Send every slice home: each waiting or coming `take` answers None. Returns the slices' controllers."""
         await self.stop_all()
+        return dict(self._controllers)
 
     async def status(self) -> dict[str, Any]:
-        """Slices that have said they are ready, why others could not start, and how many trials wait or run."""
+        """What each slice's workers said when they were ready (by rank), how often and why a slice failed to serve, and
+        the trials that wait or run.
+        """
         return {
             "ready": dict(self._ready),
             "start_failures": dict(self._start_failures),
@@ -116,10 +123,13 @@ class Broker:
 
     # ---------------------------------------------------------------- the slices' side
 
-    async def ready(self, slice_name: str, facts: dict[str, Any]) -> None:
-        """A slice's rank 0 has its process, imports and device, and is about to take its first trial."""
-        self._ready[slice_name] = facts
-        self._start_failures.pop(slice_name, None)
+    async def ready(self, slice_name: str, rank: int, facts: dict[str, Any]) -> None:
+        """A worker of a slice has its process, imports and device, and is about to take its first trial."""
+        self._ready.setdefault(slice_name, {})[rank] = facts
+
+    async def controlled_by(self, slice_name: str, controller: Any) -> None:
+        """The actor that holds a slice, for a driver that must end it by force."""
+        self._controllers[slice_name] = controller
 
     async def take(self, slice_name: str) -> dict[str, Any] | None:
         """The next trial for this slice; waits for one; None when the study is over."""
@@ -132,7 +142,9 @@ class Broker:
                 return None
             order = self._queue.popleft()
         order.slice, order.attempt = slice_name, order.attempt + 1
+        order.next_number, order.early = 0, {}
         self._serving[slice_name] = order
+        self._start_failures.pop(slice_name, None)
         return await self.order(order.trial)
 
     async def order(self, trial: str) -> dict[str, Any]:
@@ -140,11 +152,25 @@ class Broker:
         order = self._orders[trial]
         return {"trial": trial, "attempt": order.attempt, "payload": order.payload, "previous": order.previous}
 
-    async def push(self, trial: str, attempt: int, event: Event) -> None:
-        """Add an event of a trial; one from an attempt that was given up is dropped."""
-        order = self._orders.get(trial)
-        if order is None or order.ended or order.attempt != attempt or order.slice is None:
+    async def push(self, trial: str, attempt: int, number: int, event: Event) -> None:
+        """Take an attempt's `number`-th event (from 0), and return once it has been added; one that overtook others
+        waits for them. Events of an attempt that was given up are dropped.
+        """
+        order = self._orders[trial]
+
+        def over() -> bool:
+            return order.ended or order.attempt != attempt or order.slice is None
+
+        if over():
             return
+        order.early[number] = event
+        while not over() and (event_in_turn := order.early.pop(order.next_number, None)) is not None:
+            order.next_number += 1
+            await self._take_event(order, event_in_turn)
+        async with order.changed:
+            await order.changed.wait_for(lambda: over() or order.next_number > number)
+
+    async def _take_event(self, order: Order, event: Event) -> None:
         kind = event["event"]
         if kind == "progressed":
             order.previous = {"step": event["step"], "meter": event["meter"], "time": time.time()}
@@ -152,34 +178,26 @@ class Broker:
             if event["step"] > order.checkpoint_step:
                 order.checkpoint_step, order.crashes = event["step"], 0
         elif kind == "ended":
-            self._serving.pop(order.slice, None)
+            self._serving.pop(order.slice or "", None)
             order.slice, order.ended = None, True
         await self._add(order, event)
 
-    async def errored(self, trial: str, attempt: int, text: str) -> None:
-        """The loop raised (not for a refused config): the trial waits for another try, or has failed for good."""
-        order = self._orders.get(trial)
-        if order is None or order.ended or order.attempt != attempt or order.slice is None:
-            return
-        order.errors += 1
-        await self._give_back(order, "errored", text, final=order.errors >= self._limits[0])
-
     async def lost(self, slice_name: str, kind: str, text: str) -> None:
-        """A slice's worker is gone: `kind` is "preempted" (its node went) or "crashed" (its process died)."""
+        """A slice's workers are gone: `kind` is "preempted" (a node went), "crashed" (a process died) or "errored" (the
+        loop raised).
+        """
         self._turns[slice_name] = self._turns.get(slice_name, 0) + 1
         async with self._queued:
             self._queued.notify_all()
-        was_ready = self._ready.pop(slice_name, None) is not None
+        self._ready.pop(slice_name, None)
         if slice_name in self._serving:
             await self._give_back_from(slice_name, kind, text)
-        elif not was_ready and kind == "crashed":
+        elif kind != "preempted":  # counted until the slice takes a trial again
             self._start_failures[slice_name] = (self._start_failures.get(slice_name, (0, ""))[0] + 1, text)
 
     async def wait_stop(self, trial: str, attempt: int) -> bool:
         """Waits until this attempt should stop (True) or has ended (False)."""
-        order = self._orders.get(trial)
-        if order is None:
-            return False
+        order = self._orders[trial]
         async with order.changed:
             await order.changed.wait_for(
                 lambda: order.stopping or order.ended or order.attempt != attempt or order.slice is None
@@ -197,7 +215,10 @@ class Broker:
         order = self._serving[slice_name]
         if kind == "crashed":
             order.crashes += 1
-        await self._give_back(order, kind, text, final=order.crashes >= self._limits[1])
+        elif kind == "errored":
+            order.errors += 1
+        final = order.errors >= self._limits[0] or order.crashes >= self._limits[1]
+        await self._give_back(order, kind, text, final=final)
 
     async def _give_back(self, order: Order, kind: str, text: str, *, final: bool) -> None:
         """Take a trial from its slice: back to the head of the queue, or to its end."""

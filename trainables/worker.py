@@ -7,7 +7,6 @@ is the only file of the room that knows Ray.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -15,16 +14,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from trainables.config import TrialConfig, TrialRefused
 
-log = logging.getLogger(__name__)
+PROBE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,44 +39,106 @@ class SliceSettings:
     recycle_after: int | None = None
 
 
-class Recycle(RuntimeError):  # noqa: N818 - a request, not an error
-    """Raised to have Ray Train replace this slice's processes; the slice's trial has been given back or has ended."""
+class Recycle(Exception):  # noqa: N818 - a request, not an error
+    """Raised to have Ray Train replace this slice's processes after enough trials."""
+
+
+class LoopError(RuntimeError):
+    """The training loop raised; the message is its traceback, which would not survive the way otherwise."""
 
 
 class LossReporter(UserCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: tells the broker at once that a slice's worker is gone, and why."""
+    """Runs in Ray Train's controller: tells the broker at once that a slice's workers are gone, and why."""
 
     def __init__(self, slice_name: str, broker: str, namespace: str) -> None:
         self.slice_name, self.broker, self.namespace = slice_name, broker, namespace
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = [_root_cause(error) for error in worker_exceptions.values()]
-        if any(isinstance(cause, Recycle) for cause in causes):
+        try:
+            broker = ray.get_actor(self.broker, namespace=self.namespace)
+        except ValueError:  # the broker is gone, and with it the study's driver: nobody to tell
             return
-        preempted = any(
-            getattr(cause, "preempted", False) or isinstance(cause, ray.exceptions.NodeDiedError) for cause in causes
-        )
-        text = "; ".join(f"rank {rank}: {error}" for rank, error in worker_exceptions.items())
+        chains = {rank: causes(error) for rank, error in worker_exceptions.items()}
+        if any(isinstance(cause, Recycle) for chain in chains.values() for cause in chain):
+            return
+        facts = ray.get(broker.status.remote())["ready"].get(self.slice_name, {})
+        kind = loss_kind(chains, facts)
+        text = "; ".join(f"rank {rank}: {_told(chain)}" for rank, chain in sorted(chains.items()))
+        ray.get(broker.lost.remote(self.slice_name, kind, text[-8000:]))
+
+
+class ControllerReporter(ControllerCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller: makes itself known to the broker, so that a run that hangs can be ended."""
+
+    def __init__(self, slice_name: str, broker: str, namespace: str) -> None:
+        self.slice_name, self.broker, self.namespace = slice_name, broker, namespace
+
+    def after_controller_start(self, train_run_context: Any) -> None:
         broker = ray.get_actor(self.broker, namespace=self.namespace)
-        ray.get(broker.lost.remote(self.slice_name, "preempted" if preempted else "crashed", text[-4000:]))
+        ray.get(broker.controlled_by.remote(self.slice_name, ray.get_runtime_context().current_actor))
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The worker's own exception under Ray's wrappers."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and isinstance(inner, BaseException):
-        error = inner
-    return error
+def causes(error: BaseException | None) -> list[BaseException]:
+    """The error and all it wraps, outermost first. Ray Train wraps a worker's own exception in several ways."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        wrapped = (getattr(error, name, None) for name in ("health_check_failure", "_base_exc", "cause", "__cause__"))
+        error = next((inner for inner in wrapped if isinstance(inner, BaseException)), None)
+    return chain
+
+
+def loss_kind(chains: dict[int, list[BaseException]], facts: dict[int, dict[str, Any]]) -> str:
+    """Why a slice's workers are gone: "preempted", "crashed" or "errored" (the training loop raised).
+
+    `facts` are what the ranks said when they were ready. When one of several workers dies, the others raise errors of
+    their own (a lost connection), maybe first: what counts is whether every worker's node and process is still there.
+    """
+    every = [cause for chain in chains.values() for cause in chain]
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    if any(getattr(cause, "preempted", False) for cause in every) or any(
+        fact["node"] not in alive for fact in facts.values()
+    ):
+        return "preempted"
+    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in every):
+        return "crashed"
+    return "errored" if all(_answers(fact["actor"]) for fact in facts.values()) else "crashed"
+
+
+def _answers(actor: Any) -> bool:
+    """Whether an actor's process is alive."""
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=PROBE_S)
+    except ray.exceptions.GetTimeoutError:
+        return True  # busy, not dead
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _told(chain: list[BaseException]) -> str:
+    """The loop's traceback where it raised, else what Ray says of the worker's end."""
+    return str(next((cause for cause in chain if isinstance(cause, LoopError)), chain[-1]))
 
 
 def serve(settings: dict[str, Any]) -> None:
+    """Serve trials until the study is over (`_serve`), or its broker is gone: then nobody is left to serve."""
+    slice_ = SliceSettings(**settings)
+    broker = ray.get_actor(slice_.broker, namespace=slice_.namespace)
+    try:
+        _serve(slice_, broker)
+    except ray.exceptions.RayActorError:
+        if _answers(broker):
+            raise
+
+
+def _serve(slice_: SliceSettings, broker: Any) -> None:
     """Take trials from the broker and train them until it answers None (or this process is due to be replaced).
 
-    Raises `Recycle` when Ray Train shall start this slice's processes anew: after an unexpected error in a trial, and
-    after `recycle_after` trials.
+    An unexpected error in a trial is raised, so that Ray Train starts the slice's processes anew (`LossReporter` gives
+    the trial back); so is `Recycle`, after `recycle_after` trials.
     """
-    slice_ = SliceSettings(**settings)
     began = time.time()
-    broker = ray.get_actor(slice_.broker, namespace=slice_.namespace)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
@@ -88,12 +150,9 @@ def serve(settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(slice_.cores)
     runtime = select_runtime(slice_.device, cores=slice_.cores)
-    if rank == 0:
-        ray.get(
-            broker.ready.remote(
-                slice_.name, {"pid": os.getpid(), "import_s": time.time() - began, "device": str(runtime.device)}
-            )
-        )
+    here = ray.get_runtime_context()
+    facts = {"pid": os.getpid(), "node": here.get_node_id(), "actor": here.current_actor}
+    ray.get(broker.ready.remote(slice_.name, rank, {**facts, "import_s": time.time() - began}))
     served = 0
     while True:
         order = _next_order(broker, slice_.name, rank, world)
@@ -101,9 +160,11 @@ def serve(settings: dict[str, Any]) -> None:
             return
         trial, attempt = order["trial"], order["attempt"]
 
-        def report(event: dict[str, Any], trial: str = trial, attempt: int = attempt) -> None:
-            if rank == 0:
-                broker.push.remote(trial, attempt, {**event, "slice": slice_.name, "time": time.time()})
+        pushes: list[Any] = []
+
+        def report(event: dict[str, Any], order: dict[str, Any] = order, pushes: list[Any] = pushes) -> None:
+            told = {**event, "slice": slice_.name, "time": time.time()}
+            pushes.append(broker.push.remote(order["trial"], order["attempt"], len(pushes), told))
 
         try:
             config = TrialConfig.from_dict(order["payload"])
@@ -112,11 +173,13 @@ def serve(settings: dict[str, Any]) -> None:
             ending = {"event": "ended", "outcome": result.outcome, "result": result.to_dict()}
         except TrialRefused as refusal:
             ending = {"event": "ended", "outcome": "failed", "result": {"reason": str(refusal), "refused": True}}
+        except ray.exceptions.RayError:
+            raise
         except Exception as error:
-            ray.get(broker.errored.remote(trial, attempt, traceback.format_exc()[-8000:]))
-            raise Recycle(f"{trial}: {error}") from error
+            raise LoopError(traceback.format_exc()) from error
         if rank == 0:
-            ray.get(broker.push.remote(trial, attempt, {**ending, "slice": slice_.name}))
+            report(ending)
+            ray.get(pushes[-1])
         served += 1
         if slice_.recycle_after and served >= slice_.recycle_after:
             raise Recycle(f"served {served} trials")

@@ -63,12 +63,14 @@ class Driver:
         """Train one trial to its end; returns the last event."""
         return self.end(self.submit(config))[-1]
 
-    def pid(self, slice_name: str = "slice-0") -> int:
-        """The process of a slice's rank 0, once it is ready."""
-        facts = until(
-            lambda: ray.get(self.broker.status.remote())["ready"].get(slice_name), f"{slice_name} to be ready"
-        )
-        return int(facts["pid"])
+    def pid(self, slice_name: str = "slice-0", rank: int = 0) -> int:
+        """The process of a slice's worker, once it is ready."""
+
+        def ready() -> dict[str, Any] | None:
+            facts: dict[str, Any] | None = ray.get(self.broker.status.remote())["ready"].get(slice_name, {}).get(rank)
+            return facts
+
+        return int(until(ready, f"rank {rank} of {slice_name} to be ready")["pid"])
 
     def stop(self, trial: str) -> None:
         ray.get(self.broker.stop.remote(trial))

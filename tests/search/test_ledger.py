@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,40 @@ def test_an_event_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     with Ledger(str(tmp_path)) as ledger:
         ledger.append("trial_suggested", trial="a")
         assert json.loads((tmp_path / "ledger.jsonl").read_text())["trial"] == "a"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_event_whose_writing_failed_or_was_interrupted_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise error
+
+    with Ledger(str(tmp_path)) as ledger:
+        ledger.append("session_started")
+        with monkeypatch.context() as patch:
+            patch.setattr("search.ledger.os.fsync", fail)
+            with pytest.raises(LedgerError if isinstance(error, OSError) else KeyboardInterrupt):
+                ledger.append("trial_suggested", trial="a")
+        ledger.append("session_ended")
+    assert [(record.seq, record.event) for record in read_ledger(str(tmp_path))] == [
+        (0, "session_started"),
+        (1, "session_ended"),
+    ]
+
+
+def test_a_full_disk_is_one_line_and_the_ledger_stays_whole(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    size = (tmp_path / "ledger.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Ledger(str(tmp_path)) as ledger:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        try:
+            with pytest.raises(LedgerError, match="cannot be written"):
+                ledger.append("trial_suggested", trial="a" * 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+        ledger.append("session_ended")
+    assert len(read_ledger(str(tmp_path))) == 4

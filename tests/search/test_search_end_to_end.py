@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,3 +264,40 @@ def test_bad_input_costs_nothing(tmp_path: Path, start: Callable[..., Command]) 
     assert len(lines) == 1
     assert lines[0].startswith(f"convscale: {study}: search.sampler: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_interrupt_ends_at_once_and_the_ledger_stays_whole(
+    tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    study, run = study_file(tmp_path), tmp_path / "runs" / "tiny" / "run-1"
+    command = start("search", study)
+    wait_for(run, command, lambda records: "trial_progressed" in {record.event for record in records})
+    command.process.send_signal(signal.SIGINT)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    assert "Traceback" not in command.output
+    until(lambda: not command.family(), "everything to end")
+    assert not list(Path(tempfile.gettempdir()).glob(f"convscale-{command.process.pid}-*"))
+    assert StudyState.of(read_ledger(str(run))).trials
+
+
+def test_a_reader_that_goes_away_ends_no_search(tmp_path: Path) -> None:
+    text = STUDY.replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]").replace("[F0, F1]", "[F0]")
+    study = study_file(tmp_path, text)
+    subprocess.run(f"{COMMAND} search {study} | head -n 1", shell=True, cwd=tmp_path, check=True, timeout=240)
+    state = StudyState.of(read_ledger(str(tmp_path / "runs" / "tiny" / "run-1")))
+    assert state.ended
+    assert [trial.outcome for trial in state.trials.values()] == ["finished", "finished"]
+
+
+def test_trials_that_all_fail_end_the_search_with_their_reason(tmp_path: Path, start: Callable[..., Command]) -> None:
+    write_images(tmp_path / "images")
+    text = STUDY.replace("source: digits", "source: folder, path: images, bad_images: error")
+    study = study_file(tmp_path, text.replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]"))
+    command = start("search", study)
+    assert command.wait() == 1, command.output
+    last = command.output.splitlines()[-1]
+    assert last.startswith("convscale: 3 trials in a row failed")
+    assert "broken.jpg" in last
+    assert "Traceback" not in command.output
+    (tmp_path / "images" / "train" / "digit 0" / "broken.jpg").unlink()

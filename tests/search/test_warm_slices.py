@@ -149,12 +149,12 @@ def test_a_trial_whose_storage_fails_is_tried_again_and_goes_on_once_it_is_mende
 def test_a_trial_that_runs_out_of_memory_fails_with_its_error_and_the_others_go_on(
     driver: Driver, tmp_path: Path
 ) -> None:
-    too_large = trial(tmp_path, "too-large", batch_size=10**13)  # more bytes than any address space holds
+    too_large = trial(tmp_path, "too-large", model__width=65536.0)  # tens of terabytes of weights: refused at once
     events = driver.end(driver.submit(too_large))
     last = events[-1]
     assert last["outcome"] == "failed"
     assert last["result"]["reason"] == "its training raised an error, 2 times"
-    assert "emory" in last["result"]["error"]
+    assert "allocate memory" in last["result"]["error"]
     assert driver.run(trial(tmp_path, "after"))["outcome"] == "finished"
 
 
@@ -167,15 +167,14 @@ def test_a_config_that_cannot_be_trained_fails_at_once_and_the_worker_stays(driv
 
 
 def test_the_stop_flag_reaches_the_loop_within_a_step(driver: Driver, tmp_path: Path) -> None:
-    steps = 4000
-    config = trial(tmp_path, "stopped", steps=steps, log_points=steps, model__variant="F3", batch_size=64)
+    # steps of about a second, so that messages travel within one
+    config = trial(tmp_path, "stopped", steps=1000, log_points=1000, model__variant="F3", batch_size=768)
     driver.submit(config)
-    last = driver.first("stopped", "progressed", times=5)["step"]
+    last = driver.first("stopped", "progressed", times=2)["step"]
     driver.stop("stopped")
     ended = driver.end("stopped")[-1]
     assert ended["outcome"] == "stopped"
-    # one step may have ended while the event travelled here, one while the flag travelled there
-    assert ended["result"]["step"] <= last + 3
+    assert ended["result"]["step"] <= last + 1  # the step under way when the flag came
     assert saved(config)["step"] == ended["result"]["step"]
 
 

@@ -1,0 +1,62 @@
+"""Fleets that are lost for good, or never come up, for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from search import slices
+from search.slices import Fleet, FleetError, FleetPlan
+from tests.search.fleets import Driver, until
+from tests.search.test_warm_slices import trial
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+
+
+def error_of(fleet: Fleet) -> FleetError | None:
+    try:
+        fleet.check()
+    except FleetError as error:
+        return error
+    return None
+
+
+def test_a_broker_that_died_is_said_and_its_workers_go_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "CHECK_EVERY_S", 0.1)
+    ray.shutdown()
+    plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
+    with Fleet(plan, address=None) as fleet:
+        fleet.lease()
+        driver = Driver(fleet)
+        driver.submit(trial(tmp_path, "long", steps=5000, log_points=5000))
+        driver.first("long", "progressed")
+        ray.kill(fleet.broker)
+        error = until(lambda: error_of(fleet), "the check to notice")
+        assert "the broker of the slices died" in str(error)
+        until(lambda: not any(lease.is_alive() for lease in fleet._leases), "the slice's run to end")
+    assert not fleet.scratch.exists()
+
+
+def test_a_slice_that_cannot_be_had_is_said_and_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(slices, "SLOW_START_S", 1.0)
+    monkeypatch.setattr(slices, "GOING_HOME_S", 3.0)
+    ray.shutdown()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)  # room for one of the two slices
+    said: list[str] = []
+    plan = FleetPlan(slices=2, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "init", lambda *arguments, **settings: None)
+        with Fleet(plan, address="auto") as fleet:
+            fleet.say = said.append
+            fleet.lease()
+            driver = Driver(fleet)
+            assert driver.run(trial(tmp_path, "one"))["outcome"] == "finished"
+            until(lambda: error_of(fleet) or said, "the missing slice to be said")
+    assert said
+    assert said[0].startswith("waiting for slice-")
+    assert "each needs 1 CPU" in said[0]
