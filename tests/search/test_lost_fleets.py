@@ -46,7 +46,8 @@ def test_a_slice_that_cannot_be_had_is_said_and_does_not_hold_up_the_end(
     monkeypatch.setattr(slices, "SLOW_START_S", 1.0)
     monkeypatch.setattr(slices, "GOING_HOME_S", 3.0)
     ray.shutdown()
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)  # room for one of the two slices
+    # room for one of the two slices
+    ray.init(num_cpus=1, namespace=slices.NAMESPACE, include_dashboard=False, log_to_driver=False)
     said: list[str] = []
     plan = FleetPlan(slices=2, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
     with monkeypatch.context() as patch:

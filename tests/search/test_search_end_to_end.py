@@ -159,6 +159,8 @@ def test_interrupted_killed_and_resumed_gives_what_an_undisturbed_search_gives(
     killed = StudyState.of(read_ledger(str(run)))
     in_flight = [trial for trial in killed.trials.values() if trial.outcome is None]
     assert in_flight
+    # workers outlive a killed driver for a moment, in which a trial may come to its end
+    over = {trial.trial_id for trial in in_flight if list((run / "trials" / trial.trial_id).glob("*final*"))}
 
     # the crash cut the last line off
     with (run / "ledger.jsonl").open("ab") as ledger:
@@ -173,7 +175,7 @@ def test_interrupted_killed_and_resumed_gives_what_an_undisturbed_search_gives(
         assert record["step"] > 0
     for trial in in_flight:
         again = [record for record in restarts if record["trial"] == trial.trial_id]
-        assert again or trial.checkpoint_step == trial.steps  # its training was over, only its result was not written
+        assert again or trial.trial_id in over
         assert not again or trial.step - again[-1]["step"] <= 5 + 1
 
     # once more: nothing is left to do
