@@ -133,8 +133,14 @@ class Interrupts:
         self.count = 0
 
     def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._handle) for number in self._numbers}
+        self._before = {number: signal.getsignal(number) for number in self._numbers}
+        self.take_over()
         return self
+
+    def take_over(self) -> None:
+        """Handle the signals from here on; to be called again once Ray is up, for it sets handlers of its own."""
+        for number in self._numbers:
+            signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -258,6 +258,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
             fleet = stack.enter_context(Fleet(plan, address=address))
+            interrupts.take_over()
             budgets, warnings = opening.result()
         if address is not None:
             plan = fleet.plan = replace(
@@ -358,7 +359,8 @@ def show_results(study: Study, state: StudyState, folder: RunFolder, local: Path
     ):
         console.print(f"{what} {shown(path)}", soft_wrap=True)
     if study.tracking.enabled:
-        console.print(f"MLflow's page:          {page_command(tracking_address(study)[0])}", soft_wrap=True)
+        page = page_command(tracking_address(study)[0], program("mlflow"))
+        console.print(f"MLflow's page:          {page}", soft_wrap=True)
     console.print(
         f"The Optuna dashboard:   {program('optuna-dashboard')} sqlite:///{shown(optuna_path(local))}", soft_wrap=True
     )

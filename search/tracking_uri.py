@@ -56,6 +56,6 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def page_command(uri: str) -> str:
-    """How to open MLflow's page on an address."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else shown(uri)
+def page_command(uri: str, mlflow: str = "mlflow") -> str:
+    """How to open MLflow's page on an address; `mlflow` is how that program is called."""
+    return f"{mlflow} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else shown(uri)
