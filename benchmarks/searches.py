@@ -182,7 +182,7 @@ def split(search: Search) -> Split:
     first_setup = statistics.mean(map(min, setups.values()))
     wall = last_result - first_setup
     no_trial_left = last_result - statistics.mean(map(max, results.values()))
-    moments, session_ended = search.moments, search.of("session_ended")[-1].time
+    moments = search.moments
     return Split(
         start_of_cluster=first_setup - search.called,
         wall=wall,
@@ -190,10 +190,9 @@ def split(search: Search) -> Split:
         between_trials=wall - no_trial_left - sum(buckets.values()),
         no_trial_left=no_trial_left,
         closing={
-            "Tune ends": session_ended - last_result,
-            "figures and tables": moments["closing"] - session_ended,
+            "Tune ends": moments["closing"] - last_result,
             "slices go home, cluster stops": moments["closed"] - moments["closing"],
-            "tracking is delivered": moments["ended"] - moments["closed"],
+            "figures, tables, tracking": moments["ended"] - moments["closed"],
             "the interpreter ends": search.exited - moments["ended"],
         },
         images_per_second=statistics.median(record["result"]["meter"]["images_per_second"] for record in ended),
