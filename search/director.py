@@ -228,6 +228,8 @@ class Director:
                 )
             case "checkpointed":
                 self.write("trial_checkpointed", trial=trial, step=event["step"])
+            case "unreadable":
+                self.write("images_unreadable", trial=trial, images=event["images"])
             case "errored" | "crashed" | "preempted" as kind:
                 self.write("trial_lost", trial=trial, kind=kind, reason=event["reason"], attempt=event["attempt"])
             case "ended":

@@ -31,6 +31,8 @@ BUCKETS: Final = {
 }
 _DROPPED_FIRST: Final = ("goodput", "images\nper s", "FLOPs", "core-\nhours", "accuracy")
 
+UNREADABLE_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
@@ -293,7 +295,9 @@ def _unreadable_note(state: StudyState) -> str:
         return ""
     trials = "1 trial" if len(rows) == 1 else f"{len(rows)} trials"
     training, heldout = sum(row.skipped_images for row in rows), sum(row.skipped_heldout_images for row in rows)
+    named = "".join(f", {path}" for path in list(state.unreadable)[:UNREADABLE_NAMED])
+    more = len(state.unreadable) - UNREADABLE_NAMED
     return (
         f"{trials} met unreadable images and left them out: {training:,} times in training, {heldout:,} times in "
-        "evaluation (by trial in results.csv; data.bad_images: error would name the first)"
+        f"evaluation (by trial in results.csv){named}{f' and {more:,} more, in the ledger' if more > 0 else ''}"
     )

@@ -69,6 +69,7 @@ class StudyState:
     opened: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, BudgetState] = field(default_factory=dict)
     trials: dict[str, TrialState] = field(default_factory=dict)
+    unreadable: dict[str, None] = field(default_factory=dict)  # paths of images, in the order they were met
     ended: bool = False
 
     @classmethod
@@ -130,6 +131,8 @@ class StudyState:
             case "trial_progressed":
                 trial = self.trials[record["trial"]]
                 trial.step, trial.meter, trial.reported_at = record["step"], record["meter"], record.time
+            case "images_unreadable":
+                self.unreadable.update(dict.fromkeys(record["images"]))
             case "trial_checkpointed":
                 self.trials[record["trial"]].checkpoint_step = record["step"]
             case "trial_ended":

@@ -48,7 +48,8 @@ def train(
     """Train one trial, or go on with it from its newest checkpoint, and evaluate it.
 
     `report` gets, on rank 0, `{"event": "started", "step"}`, `{"event": "progressed", "step", "points", "meter"}`
-    with points `[step, training loss, learning rate, images per second]`, and `{"event": "checkpointed", "step"}`.
+    with points `[step, training loss, learning rate, images per second]`, `{"event": "checkpointed", "step"}`,
+    and `{"event": "unreadable", "images"}` with the paths of images that were left out.
     `should_stop` is asked before each step; the workers agree, so one that knows is enough. `previous` tells of an
     attempt that died: the `{"step", "meter", "time"}` of its last report (see `Meter.resume`).
 
@@ -163,9 +164,14 @@ def _train(
     runtime.synchronise()  # every buffer is there, so the first step is the same program as the second
     if runtime.rank == 0:
         report({"event": "started", "step": trial.step})
+
+    def name_unreadable(images: list[str]) -> None:
+        if runtime.rank == 0:
+            report({"event": "unreadable", "images": images})
+
     log_started = (trial.step, time.monotonic())
     with batches:
-        stream = few_unreadable(batches, splits.train)
+        stream = few_unreadable(batches, splits.train, name_unreadable)
         for host_batch, (stopped, due) in in_step(stream, runtime, should_stop, checkpoint_due):
             meter.enter(meter.bucket_of(trial.step))
             overlap.batch_came(trial.step)
@@ -219,7 +225,7 @@ def _train(
         with heldout_batches(
             splits.heldout, config.data, batch_size=config.eval_batch_size, rank=runtime.rank, world=runtime.world
         ) as batches:
-            stream = few_unreadable(batches, splits.heldout)
+            stream = few_unreadable(batches, splits.heldout, name_unreadable)
             return evaluate(model, stream, runtime, config.precision, should_stop)
 
     try:

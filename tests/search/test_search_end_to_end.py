@@ -207,6 +207,7 @@ def test_own_images_with_two_slices_mlflow_and_optuna(tmp_path: Path, start: Cal
     results = [record["result"] for record in records if record.event == "trial_ended"]
     assert len(results) == 4
     assert all(result["skipped_images"] > 0 for result in results)
+    assert "broken.jpg" in command.output
     assert {record["slice"] for record in records if record.event == "trial_started"} == {"slice-0", "slice-1"}
     assert sum(result["heldout_loss"] is not None for result in results) == 4
 

@@ -24,8 +24,8 @@ def metered(monkeypatch, tmp_path):
         monkeypatch.setattr(trainables.loop, "Meter", functools.partial(Meter, clock=clock))
         few_unreadable = trainables.loop.few_unreadable
 
-        def late(batches, source):
-            for batch in few_unreadable(batches, source):
+        def late(batches, source, *tell):
+            for batch in few_unreadable(batches, source, *tell):
                 if len(batch["image"]) == 16:  # not the held-out ones
                     clock.now += wait_s
                 yield batch
