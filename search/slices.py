@@ -273,6 +273,8 @@ class Lease(threading.Thread):
 
     def run(self) -> None:
         for _ in range(START_ATTEMPTS):
+            if not ray.is_initialized():  # Ray Train would start a cluster of its own
+                return
             try:
                 self._hold()
                 return

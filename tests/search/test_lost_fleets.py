@@ -1,9 +1,10 @@
-"""Fleets that are lost for good, or never come up, for real."""
+"""How fleets end, for real: sent home, lost for good, or never come up. Each test starts its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -23,9 +24,33 @@ def error_of(fleet: Fleet) -> FleetError | None:
     return None
 
 
+def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end(tmp_path: Path) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=2, max_errors=2)
+    with Fleet(plan, address=None) as fleet:
+        fleet.lease()
+        mine = Driver(fleet)
+        pids = []
+        for number in range(4):
+            assert mine.run(trial(tmp_path, f"recycled-{number}"))["outcome"] == "finished"
+            pids.append(mine.pid() if number % 2 == 0 else pids[-1])
+        scratch = fleet.scratch
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+    until(lambda: not ({child.pid for child in psutil.Process().children(recursive=True)} - before), "children to end")
+    assert not scratch.exists()
+
+
+def test_a_lease_whose_cluster_is_gone_ends_and_starts_no_other() -> None:
+    plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
+    with Fleet(plan, address=None) as fleet:
+        ray.shutdown()
+        fleet.lease()
+        until(lambda: not any(lease.is_alive() for lease in fleet._leases), "the lease to end")
+        assert not ray.is_initialized()
+
+
 def test_a_broker_that_died_is_said_and_its_workers_go_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "CHECK_EVERY_S", 0.1)
-    ray.shutdown()
     plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
     with Fleet(plan, address=None) as fleet:
         fleet.lease()
@@ -45,7 +70,6 @@ def test_a_slice_that_cannot_be_had_is_said_and_does_not_hold_up_the_end(
     monkeypatch.setattr(slices, "CHECK_EVERY_S", 0.1)
     monkeypatch.setattr(slices, "SLOW_START_S", 1.0)
     monkeypatch.setattr(slices, "GOING_HOME_S", 3.0)
-    ray.shutdown()
     # room for one of the two slices
     ray.init(num_cpus=1, namespace=slices.NAMESPACE, include_dashboard=False, log_to_driver=False)
     said: list[str] = []

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from search.slices import Fleet, FleetPlan
-from tests.search.fleets import Driver, until
+from tests.search.fleets import Driver
 from tests.trainables.trials import tiny_trial
 from trainables.checkpoint import Checkpoints
 from trainables.config import TrialConfig
@@ -185,24 +185,3 @@ def test_memory_does_not_grow_over_fifty_trials(driver: Driver, tmp_path: Path) 
         sizes.append(psutil.Process(driver.pid()).memory_info().rss / 2**20)
     grown = sizes[-1] - sizes[9]
     assert grown < 25, f"{grown:.0f} MiB more after 50 trials: {[round(size) for size in sizes[::10]]}"
-
-
-def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end(
-    tmp_path: Path, driver: Driver
-) -> None:
-    import ray
-
-    ray.shutdown()  # the module's fleet; this test is the file's last and starts one of its own
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=2, max_errors=2)
-    with Fleet(plan, address=None) as fleet:
-        fleet.lease()
-        mine = Driver(fleet)
-        pids = []
-        for number in range(4):
-            assert mine.run(trial(tmp_path, f"recycled-{number}"))["outcome"] == "finished"
-            pids.append(mine.pid() if number % 2 == 0 else pids[-1])
-        scratch = fleet.scratch
-    assert pids[0] == pids[1] != pids[2] == pids[3]
-    until(lambda: not ({child.pid for child in psutil.Process().children(recursive=True)} - before), "children to end")
-    assert not scratch.exists()
