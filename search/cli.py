@@ -46,7 +46,7 @@ def search(
 ) -> None:
     """Search a study's budgets for variant, epochs and learning rate; the same command again goes on where it was."""
     from search.session import search as run_search
-    from search.session import terminal_console
+    from search.terminal import terminal_console
 
     with terminal_console() as console:
         status = run_search(study, fresh=fresh, address=address, console=console, retry_failed=retry_failed)
@@ -104,7 +104,7 @@ def main() -> None:
 def _status_of(error: Exception) -> int | None:
     """2 for the user's mistakes, 1 for a cluster that failed, None for anything that is not expected."""
     from search.ledger import LedgerError
-    from search.session import SessionError
+    from search.runs import SessionError
     from search.study import StudyError
     from search.tracking_uri import TrackingError
     from trainables.config import TrialRefused

@@ -10,7 +10,8 @@ from search.ledger import Record, read_ledger
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
 from search.results import measured_rates, time_split
-from search.session import RunFolder, SessionError, find_runs, local_folder, show_results
+from search.runs import RunFolder, SessionError, find_runs, local_folder
+from search.session import show_results
 from search.state import StudyState
 from search.study import Study, load_study
 from search.tracking import Artifact, sync

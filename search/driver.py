@@ -1,6 +1,6 @@
 """The driver: Ray Tune runs the trials that the director suggests, on the slices that the fleet holds.
 
-A Tune trial is a light proxy (a hundredth of a CPU, its process reused): it hands its trial to the broker, and passes
+A Tune trial is a light proxy (a byte of memory, its process reused): it hands its trial to the broker, and passes
 the trial's events on until the last one. Only the training loop itself ends a trial; Tune never stops one.
 """
 

@@ -19,16 +19,8 @@ import yaml
 
 from search import cli, session
 from search.ledger import Ledger
-from search.session import (
-    RunFolder,
-    SessionError,
-    choose_run,
-    described,
-    find_runs,
-    local_folder,
-    prepare_storage,
-    refuse_changed_study,
-)
+from search.resume import described, refuse_changed_study
+from search.runs import RunFolder, SessionError, choose_run, find_runs, local_folder, prepare_storage
 from search.state import StudyState
 from search.study import Study, read_study
 from tests.search.ledgers import synthetic_records

@@ -1,0 +1,48 @@
+"""Whether a run can be gone on with: its study and its data are what they were where results depend on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from search.budgets import amounts_in_flops
+from search.runs import SessionError
+from search.state import StudyState
+from search.study import Study
+from trainables.data import Splits
+
+
+def described(splits: Splits) -> dict[str, Any]:
+    """What the ledger keeps of a study's data, to know it again: how much there is, and a digest of what it is."""
+    return {
+        "classes": len(splits.classes),
+        "train_examples": len(splits.train),
+        "heldout_examples": len(splits.heldout),
+        "data_digest": splits.digest,
+    }
+
+
+def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> None:
+    """Raise `SessionError` if what a result depends on (the study's fields, its data) differs from what the run was
+    opened with, and `StudyError` for budgets that cannot be told in FLOPs.
+    """
+    before, now = state.opened["identity"], study.identity()
+    changed = [
+        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    changed += [
+        f"{key}: was {str(earlier)[:12]}, now {str(value)[:12]}"
+        for key, value in described(splits).items()
+        if (earlier := state.opened.get(key)) is not None and earlier != value
+    ]
+    for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):
+        known = state.budgets.get(quantity.label)
+        if known is not None and abs(known.flops / flops - 1) > 1e-6:
+            changed.append(f"budget {quantity.label}: was {known.flops:.4g} FLOPs, now {flops:.4g}")
+    if changed:
+        shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise SessionError(
+            f"{study.source}: changed since {state.opened['run']} of this study began ({shown}), so trials cannot be "
+            "compared; restore the study and its data to go on, or start anew beside it with --fresh"
+        )

@@ -1,0 +1,70 @@
+"""What reaches the terminal, and what goes to the log file instead."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+
+@contextmanager
+def terminal_console() -> Iterator[Console]:
+    """A console on standard output as it is now, whatever is done to the descriptor later."""
+    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding) as terminal:
+        yield _Terminal(file=terminal)
+
+
+class _Terminal(Console):
+    """A console whose reader may go away: that is an error like any other, not the end of the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("the terminal, or what standard output was piped to, is gone")
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send every library's log lines, warnings and prints to a file, and none of them to the terminal.
+
+    Ray's compiled parts write to the file descriptors themselves, so those are sent elsewhere. What is meant for the
+    terminal goes through `terminal_console`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.dup(1), os.dup(2)
+    sink = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.close(sink)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers[:], root.level = [handler], logging.WARNING
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = before
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, kept in zip((1, 2), terminal, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+        handler.close()
+
+
+def program(name: str) -> str:
+    """How to call a program that is installed beside this one."""
+    return shown(Path(sys.executable).parent / name)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative if it is below the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
