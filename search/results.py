@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.formats import duration, number, percent, scientific
+from search.formats import MISSING, duration, number, percent, scientific
 from search.state import BudgetState, StudyState, TrialState
 from trainables.meter import Meter
 
@@ -29,7 +29,8 @@ BUCKETS: Final = {
     "repeated": "repeated steps",
     "restart": "restarts",
 }
-_DROPPED_FIRST: Final = ("goodput", "images\nper s", "FLOPs", "core-\nhours", "accuracy")
+_SOMETIMES_THERE: Final = ("EMA\nloss", "MFU")
+_DROPPED_FIRST: Final = ("goodput", "images\nper s", "EMA\nloss", "MFU", "FLOPs", "core-\nhours", "accuracy")
 
 UNREADABLE_NAMED = 3
 
@@ -38,10 +39,11 @@ UNREADABLE_NAMED = 3
 class TrialRow:
     """One trial in numbers; NaN where there is none (a diverged trial has no held-out loss, an unknown device no mfu).
 
-    `outcome` is finished, diverged, failed or unfinished. `flops` are training FLOPs and `core_hours` the core-hours of
-    training steps; `core_hours_total` and `seconds` hold the trial's other time too. `goodput` is the share of training
-    steps in that time. `skipped_images` and `skipped_heldout_images` say how often training and evaluation met an image
-    they could not read.
+    `outcome` is finished, diverged, failed or unfinished. `heldout_loss` (nats per image, of the raw weights) ranks the
+    trials; `ema_heldout_loss` is that of the averaged weights. `flops` are training FLOPs and `core_hours` the
+    core-hours of training steps; `core_hours_total` and `seconds` hold the trial's other time too, and `spent` says by
+    bucket, in the order of `BUCKETS`, where the seconds went. `goodput` is the share of training steps in that time.
+    `skipped_images` and `skipped_heldout_images` say how often training and evaluation met unreadable images.
     """
 
     trial_id: str
@@ -51,6 +53,7 @@ class TrialRow:
     learning_rate: float
     heldout_loss: float
     heldout_accuracy: float
+    ema_heldout_loss: float
     flops: float
     core_hours: float
     core_hours_total: float
@@ -59,6 +62,7 @@ class TrialRow:
     goodput: float
     outcome: str
     seconds: float
+    spent: Mapping[str, float]
     skipped_images: int
     skipped_heldout_images: int
     reason: str
@@ -107,7 +111,8 @@ def meter_summary(trial: TrialState) -> dict[str, Any]:
 def _row(trial: TrialState) -> TrialRow:
     result, meter = trial.result, meter_summary(trial)
     finished = trial.outcome == "finished"
-    seconds = [value for bucket in BUCKETS if (value := meter.get(f"seconds_{bucket}")) is not None]
+    spent = {bucket: _float(meter.get(f"seconds_{bucket}")) for bucket in BUCKETS}
+    metered = [seconds for seconds in spent.values() if not math.isnan(seconds)]
     return TrialRow(
         trial_id=trial.trial_id,
         budget=trial.budget,
@@ -116,6 +121,7 @@ def _row(trial: TrialState) -> TrialRow:
         learning_rate=trial.learning_rate,
         heldout_loss=trial.heldout_loss,
         heldout_accuracy=_float(result.get("heldout_accuracy")) if finished else math.nan,
+        ema_heldout_loss=_float(result.get("ema_heldout_loss")) if finished else math.nan,
         flops=trial.flops if finished else _float(meter.get("flops")),
         core_hours=_float(meter.get("core_hours")),
         core_hours_total=_float(meter.get("core_hours_total")),
@@ -123,7 +129,8 @@ def _row(trial: TrialState) -> TrialRow:
         mfu=_float(meter.get("mfu")),
         goodput=_float(meter.get("goodput")),
         outcome=trial.outcome or "unfinished",
-        seconds=sum(seconds) if seconds else math.nan,
+        seconds=sum(metered) if metered else math.nan,
+        spent=spent,
         skipped_images=int(result.get("skipped_images") or 0),
         skipped_heldout_images=int(result.get("skipped_heldout_images") or 0),
         reason=str(result.get("error") or result.get("reason") or ""),
@@ -172,13 +179,16 @@ def measured_rates(state: StudyState) -> MeasuredRates | None:
 
 
 def write_csv(state: StudyState, path: str) -> None:
-    """Write `trial_rows` to `path` (any fsspec address), a line per trial, full precision, missing values empty."""
-    names = [field.name for field in dataclasses.fields(TrialRow)]
+    """Write `trial_rows` to `path` (any fsspec address), a line per trial, full precision, missing values empty.
+
+    What a row has `spent` comes last, a column `seconds_<bucket>` each.
+    """
+    names = [field.name for field in dataclasses.fields(TrialRow) if field.name != "spent"]
     with fsspec.open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
+        writer.writerow([*names, *(f"seconds_{bucket}" for bucket in BUCKETS)])
         for row in trial_rows(state):
-            values = (getattr(row, name) for name in names)
+            values = [*(getattr(row, name) for name in names), *row.spent.values()]
             writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in values])
 
 
@@ -187,19 +197,25 @@ def _cells(row: TrialRow) -> dict[str, str]:
         "epochs": number(row.epochs, trim=True),
         "learning\nrate": number(row.learning_rate, trim=True),
         "held-out\nloss": number(row.heldout_loss),
+        "EMA\nloss": number(row.ema_heldout_loss),
         "accuracy": percent(row.heldout_accuracy),
         "FLOPs": scientific(row.flops),
         "core-\nhours": number(row.core_hours, 2 if row.core_hours < 1 else 3),
         "images\nper s": number(row.images_per_second),
+        "MFU": percent(row.mfu),
         "goodput": percent(row.goodput),
     }
 
 
 def _table(title: str, rows: Sequence[tuple[Mapping[str, str], bool]], left: frozenset[str], console: Console) -> Table:
-    """A table that fits the console: the least important columns go first where it is narrow."""
+    """A table that fits the console: the least important columns go first where it is narrow.
+
+    Those that are only sometimes there are left out where no row has one.
+    """
+    absent = [name for name in _SOMETIMES_THERE if all(cells.get(name) == MISSING for cells, _ in rows)]
     dropped = 0
     while True:
-        hidden = _DROPPED_FIRST[:dropped]
+        hidden = (*absent, *_DROPPED_FIRST[:dropped])
         for gap in (2, 1, 0):
             table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
             table.box, table.padding = box.SIMPLE_HEAD, (0, gap, 0, 0)
@@ -252,8 +268,8 @@ def _time_table(split: TimeSplit, console: Console) -> Table:
 
 
 def render_results(state: StudyState, console: Console) -> None:
-    """Print a table per budget (its best trial marked *), the best cell of each budget, where the time went, how often
-    images could not be read, and the measured training FLOPs per core-second.
+    """Print a table per budget (its best trial marked *), the best cell of each budget, where the time went, which loss
+    ranks where there are two, how often images could not be read, and the measured training FLOPs per core-second.
 
     Tables fit any width from about 60 columns: on narrow ones the less important columns are left out, and are in the
     CSV only.
@@ -276,6 +292,12 @@ def render_results(state: StudyState, console: Console) -> None:
     if split.total:
         console.print(_time_table(split, console))
         console.print()
+    if any(not math.isnan(row.ema_heldout_loss) for row in trial_rows(state)):
+        console.print(
+            "Trials are ranked by held-out loss, that of the raw weights; EMA loss is that of the averaged ones",
+            highlight=False,
+            soft_wrap=True,
+        )
     if note := _unreadable_note(state):
         console.print(Text(note, style="yellow"), soft_wrap=True)
     if (rates := measured_rates(state)) is not None:

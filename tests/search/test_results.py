@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from search.formats import duration, number, percent, scientific
-from search.results import best_rows, measured_rates, render_results, time_split, trial_rows, write_csv
+from search.results import BUCKETS, best_rows, measured_rates, render_results, time_split, trial_rows, write_csv
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
 
@@ -133,6 +133,64 @@ def test_csv_holds_flops_core_hours_speed_and_mfu(state: StudyState, tmp_path: P
     for name in ("core_hours", "core_hours_total", "images_per_second", "goodput", "mfu"):
         assert float(line[name]) == trial.meter[name]
     assert float(line["flops"]) == trial.flops
+
+
+def test_csv_says_where_each_trials_seconds_went(state: StudyState, tmp_path: Path) -> None:
+    write_csv(state, str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        split = {bucket: float(line[f"seconds_{bucket}"]) for bucket in BUCKETS}
+        assert split == {bucket: state.trials[line["trial_id"]].meter[f"seconds_{bucket}"] for bucket in BUCKETS}
+        assert sum(split.values()) == pytest.approx(float(line["seconds"]))
+
+
+def test_csv_leaves_the_seconds_of_a_trial_that_was_not_metered_empty(tmp_path: Path) -> None:
+    write_csv(StudyState.of(synthetic_records(until=4)), str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert {line[name] for name in ("seconds", "seconds_productive", "seconds_restart")} == {""}
+
+
+def test_mfu_has_a_column_where_a_trial_has_one(state: StudyState) -> None:
+    assert "MFU" not in rendered(state, 200)
+    best = state.budgets["2e11 FLOPs"].best
+    assert best is not None
+    best.meter |= {"mfu": 0.417}
+    first, second, *_, summary = rendered(state, 200).split("Budget ")[1:]
+    assert "MFU" in first
+    assert "41.7 %" in next(line for line in first.splitlines() if line.startswith("* "))
+    assert "MFU" not in second
+    assert "41.7 %" in summary.partition("Best cell of each budget")[2]
+
+
+def test_the_averaged_weights_loss_is_shown_where_a_trial_has_one(state: StudyState, tmp_path: Path) -> None:
+    assert "EMA" not in rendered(state, 200)
+    finished = [trial for trial in state.budgets["2e11 FLOPs"].trials if trial.outcome == "finished"]
+    best = min(finished, key=lambda trial: trial.heldout_loss)
+    for place, trial in enumerate(sorted(finished, key=lambda trial: -trial.heldout_loss)):
+        trial.result |= {"ema_heldout_loss": 0.1234 + place}  # the other way round
+    text = rendered(state, 200)
+    assert text.count("EMA") == 3  # a budget's table, the best cells, the note
+    assert number(best.result["ema_heldout_loss"]) in next(line for line in text.splitlines() if line.startswith("* "))
+    assert best_rows(state)[0].trial_id == best.trial_id
+    assert "Trials are ranked by held-out loss, that of the raw weights" in text
+    write_csv(state, str(tmp_path / "results.csv"))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert float(line["ema_heldout_loss"]) == best.result["ema_heldout_loss"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_columns_that_are_only_sometimes_there_give_way_where_it_is_narrow(state: StudyState, width: int) -> None:
+    for trial in state.trials.values():
+        trial.meter |= {"mfu": 0.417}
+        trial.result |= {"ema_heldout_loss": 0.123}
+    text = rendered(state, width)
+    tables = text.partition("Goodput ")[0].splitlines()
+    assert all(len(line.rstrip()) <= width for line in tables)
+    assert all(name in "".join(tables) for name in ("variant", "epochs", "learning", "held-out", "outcome"))
+    assert ("MFU" in text) == (width >= 80)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
