@@ -14,6 +14,7 @@ from rich.table import Table
 from search.budgets import Budget, Cell, open_budgets
 from search.devices import device_here, metered_cores
 from search.formats import duration, number, percent, scientific
+from search.memory import gigabytes, memory_by_variant, memory_warnings
 from search.results import MeasuredRates
 from search.study import Study
 
@@ -32,6 +33,7 @@ class Plan:
         flops_per_core_second: by variant; empty where nothing is known.
         measured: whether those were measured by an earlier search, or are the study's estimate.
         goodput: share of training steps in a trial's time, measured; None if it is not known.
+        memory: bytes that training takes of each worker at least, by variant.
     """
 
     study: Study
@@ -45,6 +47,7 @@ class Plan:
     flops_per_core_second: Mapping[str, float] = field(default_factory=dict)
     measured: bool = False
     goodput: float | None = None
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -104,6 +107,8 @@ def plan(
         given = study.compute.flops_per_core_second
         rates = {} if given is None else dict.fromkeys(study.model.variants, given)
     device = device_here(study)
+    memory = memory_by_variant(study, classes)
+    warnings += memory_warnings(study, memory, device)
     return Plan(
         study=study,
         train_examples=train_examples,
@@ -116,6 +121,7 @@ def plan(
         flops_per_core_second=rates,
         measured=measured is not None,
         goodput=goodput if goodput and math.isfinite(goodput) else None,
+        memory=memory,
     )
 
 
@@ -138,6 +144,8 @@ def render_plan(plan: Plan, console: Console) -> None:
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     console.print(f"Learning rates: {rates} (sampler {study.search.sampler})")
     one_line = not console.is_terminal
+    memory = ", ".join(f"{variant} {gigabytes(needed)}" for variant, needed in plan.memory.items())
+    console.print(f"Memory of a worker, at least: {memory} (estimated)", soft_wrap=one_line)
     console.print(_total_line(plan), soft_wrap=one_line)
     for warning in plan.warnings:
         console.print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=one_line)

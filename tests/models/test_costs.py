@@ -1,8 +1,10 @@
 """Costs are those of the paper's networks, and scale as the networks do."""
 
 import pytest
+import torch
 
-from models.costs import Costs, costs
+from models.costs import Costs, costs, training_memory
+from models.families import build_model
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,31 @@ def test_costs_are_counted_once() -> None:
 def test_what_cannot_be_built_has_no_cost() -> None:
     with pytest.raises(ValueError, match="is too small for stem"):
         costs("nfnet", "F0", classes=10, image_size=8)
+
+
+TINY = {"classes": 10, "image_size": 16, "width": 1 / 16, "group_size": 8, "stem": "small"}
+
+
+def test_memory_of_training_is_what_autograd_really_keeps() -> None:
+    model = build_model("nfnet", "F1", **TINY)  # type: ignore[arg-type]
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(5, 3, 16, 16))
+    saved = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    weights = 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert training_memory("nfnet", "F1", **TINY).of(5) == pytest.approx(saved + weights, rel=0.01)  # type: ignore[arg-type]
+
+
+def test_memory_of_activations_halves_in_bfloat16_and_grows_with_the_image() -> None:
+    def per_image(image_size: int, precision: str) -> int:
+        size = {**TINY, "image_size": image_size}
+        return training_memory("nfnet", "F0", **size, precision=precision).per_image  # type: ignore[arg-type]
+
+    assert per_image(16, "bfloat16") == pytest.approx(per_image(16, "float32") / 2, rel=0.05)
+    assert per_image(32, "float32") == pytest.approx(4 * per_image(16, "float32"), rel=0.1)

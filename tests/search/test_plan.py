@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -123,6 +124,7 @@ def test_auto_is_what_a_search_on_this_machine_takes(there: int, cores: int, mon
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(7)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=10**9))
     compute = "compute: {slices: 2, flops_per_core_second: 1e9, workers_per_slice: WORKERS}".replace(
         "WORKERS", "2" if there else "1"
     )

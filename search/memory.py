@@ -1,0 +1,54 @@
+"""Whether a study's trainings fit the memory of this machine, told before any of them is tried."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from models.costs import training_memory
+from search.formats import number
+from search.study import Study
+
+
+def memory_by_variant(study: Study, classes: int) -> dict[str, int]:
+    """Bytes that training each variant takes of a worker at least, with its share of the batch; an estimate."""
+    model, training = study.model, study.training
+    return {
+        variant: training_memory(
+            model.family,
+            variant,
+            classes=classes,
+            image_size=study.data.image_size,
+            width=model.width,
+            group_size=model.group_size,
+            stem=model.stem,
+            precision=training.precision,
+        ).of(training.batch_size // study.compute.workers_per_slice)
+        for variant in model.variants
+    }
+
+
+def memory_warnings(study: Study, memory: Mapping[str, int], device: str) -> list[str]:
+    """One line if variants take more than this machine has for a worker; nothing where that is not known."""
+    there = memory_here(study, device)
+    if there is None or not (short := [variant for variant, needed in memory.items() if needed > there]):
+        return []
+    return [
+        f"{', '.join(short)} take{'s' if len(short) == 1 else ''} more memory than the {gigabytes(there)} that this "
+        "machine has for a worker; lower training.batch_size or compute.slices, or raise compute.workers_per_slice"
+    ]
+
+
+def memory_here(study: Study, device: str) -> int | None:
+    """Bytes that this machine has for each worker: a GPU's own, or an even share of the main memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    workers = study.compute.slices * study.compute.workers_per_slice
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // workers
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes as people read it: "5.12 GB"."""
+    return f"{number(size / 1e9)} GB"
