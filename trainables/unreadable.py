@@ -43,6 +43,6 @@ def few_unreadable(
         if met >= AFTER_IMAGES and skipped > MOST * met:
             raise DataError(
                 f"{skipped} of {met} images cannot be read, one is {source.name(min(indices))!r}; "
-                f"data.bad_images 'skip' allows {MOST:.0%}: mend or remove the files"
+                f"data.bad_images 'skip' allows {MOST:.0%}; replace the files by good ones and begin anew with --fresh"
             )
         yield batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -182,6 +183,73 @@ def test_a_path_that_holds_no_classes_is_refused(tmp_path: Path) -> None:
         open_folder(tmp_path / "data")
 
 
+def one_line(path: Path, **settings: object) -> str:
+    """What the refusal of a folder says."""
+    with pytest.raises(DataError) as error:
+        open_folder(path, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("place", ["loop", "train/loop", "train/digit 0/loop", "train/digit 0/loop.png"])
+def test_a_link_to_itself_is_refused_by_name(tmp_path: Path, place: str) -> None:
+    write_digits(tmp_path, ".png", split=True)
+    (tmp_path / place).symlink_to(Path(place).name)
+    said = one_line(tmp_path)
+    assert said.startswith(f"data.path: '{tmp_path / place}' cannot be read (Too many levels of symbolic links); ")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write_digits(tmp_path, ".png", split=True)
+    bad, scandir = str(tmp_path / "val" / "digit 1"), os.scandir
+
+    def failing(path: str) -> object:
+        if path == bad:
+            raise OSError(number, os.strerror(number), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    assert one_line(tmp_path).startswith(f"data.path: '{bad}' cannot be read ({os.strerror(number)}); ")
+
+
+def test_a_path_below_the_working_directory_is_said_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert one_line(tmp_path / "my-images").startswith("data.path: 'my-images' does not exist; ")
+    write_digits(tmp_path / "my-images", ".png", split=True)
+    _no_images(tmp_path / "my-images")
+    assert one_line(tmp_path / "my-images").startswith("data.path: 'my-images/train/digit 1' has no images; ")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert one_line(tmp_path / "my-images").startswith(f"data.path: '{tmp_path}/my-images/train/digit 1' has no ")
+
+
+def test_files_of_other_endings_and_deeper_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_digits(tmp_path / "im", ".png", split=True)
+    assert open_folder(tmp_path / "im").warnings() == []
+    for place in ("train/digit 0/a.tif", "val/digit 1/b.TIF", "train/digit 2/c.gif", "train/digit 2/README"):
+        (tmp_path / "im" / place).touch()
+    for place in ("train/digit 2/more", "train/digit 1/sub"):
+        (tmp_path / "im" / place).mkdir()
+    monkeypatch.chdir(tmp_path)
+    endings, folders = open_folder(tmp_path / "im").warnings()
+    assert endings == (
+        "data.path: 'im': 4 file(s) left out because of their ending (.tif: 2, .gif: 1, no ending: 1); "
+        "allowed: .jpg, .jpeg, .png, .webp, .bmp; convert those that are images"
+    )
+    assert folders == (
+        "data.path: 'im': 2 folder(s) inside class folders left out, one is 'im/train/digit 1/sub'; "
+        "put their images into the class folder itself"
+    )
+    for number in range(7):
+        (tmp_path / "im" / "train" / "digit 1" / f"x.x{number}").touch()
+    endings = open_folder(tmp_path / "im").warnings()[0]
+    assert "(.tif: 2, .gif: 1, .x0: 1, .x1: 1, .x2: 1, of 5 more endings: 5)" in endings
+    assert open_splits(DataConfig("digits", 8)).warnings() == []
+
+
 def test_a_source_of_a_folder_is_small_and_travels(tmp_path: Path) -> None:
     write_digits(tmp_path, ".png", split=False)
     source = open_folder(tmp_path).train
@@ -245,6 +313,19 @@ def test_the_digest_tells_data_sets_apart_and_not_places(tmp_path: Path) -> None
     ]
     assert digits[0] == digits[1]
     assert len(set(digits)) == 3
+
+
+def test_the_digest_of_a_data_set_is_what_it_always_was(tmp_path: Path) -> None:
+    """A ledger holds it: another one would refuse every run that there is."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name / "sub").mkdir(parents=True)
+            for file in ("0.jpg", "1.jpg", "2.jpg", "x.tif"):
+                (tmp_path / split / name / file).touch()
+    both = open_folder(tmp_path).digest
+    assert both == "523e40496aa3b254cac952581040fbcf4088102cbef7c2aa475b199e87ab3d94"
+    split_off_here = open_folder(tmp_path / "train", held_out_fraction=0.2).digest
+    assert split_off_here == "3cf38e670b31273bb33a78fc387ca38e893274195e8e4d8471bd2b2737b5f4e4"
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -329,6 +410,10 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
             decode_file(str(tmp_path / name), 8)
         assert "\n" not in str(error.value)
         assert "cannot read image" in str(error.value)
+        assert str(error.value).endswith(
+            "; set data.bad_images to 'skip' (the search then goes on with --retry-failed), "
+            "or replace the file by a good one and begin anew with --fresh"
+        )
 
 
 def test_a_folder_that_has_gone_is_not_its_images_fault(tmp_path: Path) -> None:

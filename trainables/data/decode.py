@@ -74,7 +74,8 @@ def _blaming(path: str) -> Iterator[None]:
 def _unreadable(path: str, error: Exception) -> DataError:
     reason = " ".join(str(error).replace(repr(path), "").split()) or type(error).__name__
     return DataError(
-        f"cannot read image {str(Path(path))!r} ({reason}); mend or remove the file, or set data.bad_images to 'skip'"
+        f"cannot read image {str(Path(path))!r} ({reason}); set data.bad_images to 'skip' "
+        "(the search then goes on with --retry-failed), or replace the file by a good one and begin anew with --fresh"
     )
 
 

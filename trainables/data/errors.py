@@ -9,6 +9,6 @@ class DataError(TrialRefused):
     """The images cannot be used as given: a bad folder, or an image that cannot be read.
 
     The message is one line: what was given, what is allowed, how to mend it. It is the user's to mend, so a trial is
-    never retried for it. A fault of the storage (a network file system that went away) is not a `DataError` but an
-    `OSError`.
+    never retried for it. A fault of the storage (a network file system that went away) while an image is read is not a
+    `DataError` but an `OSError`.
     """

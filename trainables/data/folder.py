@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ from trainables.data.errors import DataError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
 _SETTLED_S = 5.0
+_MOST_ENDINGS = 5  # said one by one
 LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg"
 
 
@@ -68,11 +72,45 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a folder holds; `heldout` is None where it has no held-out folder of its own."""
+    """What a folder holds; `heldout` is None where it has no held-out folder of its own. `left_out` says what its class
+    folders hold besides, one line for each reason.
+    """
 
     train: Files
     heldout: Files | None
     classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """What was met in class folders and is not taken: how many files of each ending, and folders."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    folders: list[str] = field(default_factory=list)
+
+    def lines(self, root: str) -> tuple[str, ...]:
+        lines = []
+        if self.endings:
+            every = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))
+            said = [f"{ending}: {count}" for ending, count in every[:_MOST_ENDINGS]]
+            if others := every[_MOST_ENDINGS:]:
+                said.append(f"of {len(others)} more endings: {sum(count for _, count in others)}")
+            lines.append(
+                f"data.path: {shown(root)!r}: {self.endings.total()} file(s) left out because of their ending "
+                f"({', '.join(said)}); allowed: {', '.join(SUFFIXES)}; convert those that are images"
+            )
+        if self.folders:
+            lines.append(
+                f"data.path: {shown(root)!r}: {len(self.folders)} folder(s) inside class folders left out, one is "
+                f"{shown(min(self.folders))!r}; put their images into the class folder itself"
+            )
+        return tuple(lines)
+
+
+def shown(path: str) -> str:
+    """A path as a person would type it: relative if it is below the working directory."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def list_folder(path: str) -> Listing:
@@ -83,23 +121,24 @@ def list_folder(path: str) -> Listing:
     everywhere.
 
     Raises:
-        DataError: the folder is missing, has fewer than two classes, a class without images, or a held-out class that
-            training does not have.
+        DataError: the folder is missing or cannot be read, has fewer than two classes, a class without images, or a
+            held-out class that training does not have.
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
         state = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise DataError(f"data.path: {path!r} {state}; give a folder that holds {LAYOUTS}")
+        raise DataError(f"data.path: {shown(root)!r} {state}; give a folder that holds {LAYOUTS}")
     names = _subfolders(root)
+    left_out = _LeftOut()
     if "train" not in names or not _subfolders(os.path.join(root, "train")):
-        classes, files = _list_split(root)
-        return Listing(files, None, classes)
-    classes, train = _list_split(os.path.join(root, "train"))
+        classes, files = _list_split(root, left_out)
+        return Listing(files, None, classes, left_out.lines(root))
+    classes, train = _list_split(os.path.join(root, "train"), left_out)
     heldout_name = next((name for name in HELDOUT_NAMES if name in names), None)
     if heldout_name is None:
-        return Listing(train, None, classes)
-    _, heldout = _list_split(os.path.join(root, heldout_name), of=classes)
-    return Listing(train, heldout, classes)
+        return Listing(train, None, classes, left_out.lines(root))
+    _, heldout = _list_split(os.path.join(root, heldout_name), left_out, of=classes)
+    return Listing(train, heldout, classes, left_out.lines(root))
 
 
 def fingerprint(path: str) -> tuple[tuple[str, int, int, int], ...] | None:
@@ -117,7 +156,7 @@ def fingerprint(path: str) -> tuple[tuple[str, int, int, int], ...] | None:
             os.path.join(root, split, name) for split in splits for name in _subfolders(os.path.join(root, split))
         ]
         stats = [os.stat(folder) for folder in folders]
-    except OSError:
+    except (OSError, DataError):
         return None
     if max(stat.st_mtime for stat in stats) > time.time() - _SETTLED_S:
         return None
@@ -125,50 +164,69 @@ def fingerprint(path: str) -> tuple[tuple[str, int, int, int], ...] | None:
     return tuple((folder, stat.st_dev, stat.st_ino, stat.st_mtime_ns) for folder, stat in found)
 
 
-def _list_split(root: str, of: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Files]:
+def _list_split(root: str, left_out: _LeftOut, of: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Files]:
     """The classes and files of one split. A held-out split names in `of` the classes that it may have."""
     found = _subfolders(root)
     classes = of if of is not None else tuple(found)
     if not found:
-        raise DataError(f"data.path: {root!r} has no class folders; give a folder that holds {LAYOUTS}")
+        raise DataError(f"data.path: {shown(root)!r} has no class folders; give a folder that holds {LAYOUTS}")
     known = set(classes)
     unknown = [name for name in found if name not in known]
     if unknown:
         raise DataError(
-            f"data.path: {root!r} has the class {unknown[0]!r}, which train has not ({len(unknown)} such class(es)); "
-            "add it to train, or remove it here"
+            f"data.path: {shown(root)!r} has the class {unknown[0]!r}, which train has not "
+            f"({len(unknown)} such class(es)); add it to train, or remove it here"
         )
     if len(classes) < 2:
         raise DataError(
-            f"data.path: {root!r} has one class only, {classes[0]!r}; give at least two class folders ({LAYOUTS})"
+            f"data.path: {shown(root)!r} has one class only, {classes[0]!r}; "
+            f"give at least two class folders ({LAYOUTS})"
         )
     files: list[tuple[int, bytes]] = []
     present = set(found)
     for label, name in enumerate(classes):
         if name in present:
             folder = os.path.join(root, name)
-            images = _images(folder)
+            images = _images(folder, left_out)
             if not images:
-                raise DataError(f"data.path: {folder!r} has no images; add some ({', '.join(SUFFIXES)}), or remove it")
+                raise DataError(
+                    f"data.path: {shown(folder)!r} has no images; add some ({', '.join(SUFFIXES)}), or remove it"
+                )
             files.extend((label, image) for image in images)
     return classes, Files.pack(tuple(os.path.join(root, name) for name in classes), files)
 
 
 def _subfolders(folder: str) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    with _reading(folder):
+        return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
-def _images(folder: str) -> list[bytes]:
-    # A broken link counts as an image: it is named as unreadable later, not silently left out.
-    names = (entry.name for entry in _entries(folder) if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir())
+def _images(folder: str, left_out: _LeftOut) -> list[bytes]:
+    names: list[str] = []
+    with _reading(folder):
+        for entry in _entries(folder):
+            if entry.is_dir():
+                left_out.folders.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                # A broken link counts as an image: it is named as unreadable later, not silently left out.
+                names.append(entry.name)
+            else:
+                left_out.endings[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
     return [os.fsencode(name) for name in sorted(names)]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+@contextmanager
+def _reading(folder: str) -> Iterator[None]:
+    """Around a look into `folder`: what cannot be read there is the user's to mend."""
     try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except PermissionError as error:
+        yield
+    except OSError as error:
         raise DataError(
-            f"data.path: {folder!r} may not be read ({error.strerror}); give this user the right to"
+            f"data.path: {shown(error.filename or folder)!r} cannot be read ({error.strerror}); "
+            "mend or remove it, or give this user the right to read it"
         ) from error

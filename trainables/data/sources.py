@@ -63,13 +63,19 @@ class Splits:
     """The images to train on, those held out, and the names of the classes: label k is classes[k].
 
     `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes and of the files, or by the
-    digits themselves, and by which of them are held out. Where a folder stands does not enter.
+    digits themselves, and by which of them are held out. Where a folder stands does not enter. `left_out` says what
+    lies in a folder's classes and is not taken, one line for each reason.
     """
 
     train: ImageSource
     heldout: ImageSource
     classes: tuple[str, ...]
     digest: str
+    left_out: tuple[str, ...] = ()
+
+    def warnings(self) -> list[str]:
+        """What the user should know before any compute is spent, one line each."""
+        return list(self.left_out)
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -213,12 +219,17 @@ def _open_folder(
         kept, held = split_off(train.labels, held_out_fraction, split_seed)
         if len(held) == 0:
             raise DataError(
-                f"data.path: {path!r} has one image per class, so none can be held out; "
+                f"data.path: {folder.shown(path)!r} has one image per class, so none can be held out; "
                 "give at least two images of some class, or a folder val/CLASS"
             )
         train, heldout = train.select(kept), train.select(held)
-    digest = _digest(listing.classes, train.digest(), heldout.digest())
-    return Splits(FolderSource(train, image_size), FolderSource(heldout, image_size), listing.classes, digest)
+    return Splits(
+        FolderSource(train, image_size),
+        FolderSource(heldout, image_size),
+        listing.classes,
+        _digest(listing.classes, train.digest(), heldout.digest()),
+        listing.left_out,
+    )
 
 
 def _digest(classes: tuple[str, ...], *parts: bytes) -> str:
