@@ -87,6 +87,8 @@ class CheckpointConfig:
 class TrialConfig:
     """One trial. `steps` is the one unit of duration: epochs are converted once, before this object is made.
 
+    `micro_batch_size`: examples that a worker passes through the model at once; a larger share of a batch is taken in
+    parts, whose gradients are summed (None: all at once). It changes rounding only, and which masks dropout draws.
     `flops_per_image`: training FLOPs of one image, for the meter (None: counted at the trial's start, which takes
     seconds).
     """
@@ -100,6 +102,7 @@ class TrialConfig:
     steps: int
     warmup_steps: int
     seed: int
+    micro_batch_size: int | None = None
     eval_batch_size: int = 256
     precision: Literal["float32", "bfloat16"] = "float32"
     log_points: int = 40

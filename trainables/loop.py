@@ -146,7 +146,9 @@ def _train(
             trial.optimiser,
             trial.average,
             config.optimiser.label_smoothing,
-            lambda: runtime.autocast(config.precision),
+            autocast=lambda: runtime.autocast(config.precision),
+            micro_batch_size=config.micro_batch_size,
+            unsynchronised=lambda: runtime.unsynchronised(parallel),
         )
     )
     batches = train_batches(

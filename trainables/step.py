@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainables.optimiser import Optimiser, WeightAverage
 
 Batch = dict[str, Tensor]
-Autocast = Callable[[], AbstractContextManager[Any]]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 def as_input(images: Tensor) -> Tensor:
@@ -34,24 +34,56 @@ def training_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tenso
 
 
 def training_step(
-    model: nn.Module, optimiser: Optimiser, average: WeightAverage | None, label_smoothing: float, autocast: Autocast
+    model: nn.Module,
+    optimiser: Optimiser,
+    average: WeightAverage | None,
+    label_smoothing: float,
+    *,
+    autocast: Context,
+    micro_batch_size: int | None = None,
+    unsynchronised: Context = nullcontext,
 ) -> Callable[[Batch, Tensor, Tensor], Tensor]:
-    """A step `(batch, learning rate, share of the new weights in the average) -> loss of this worker's part`."""
+    """A step `(batch, learning rate, share of the new weights in the average) -> loss of this worker's part`.
 
-    def step(batch: Batch, learning_rate: Tensor, share: Tensor) -> Tensor:
+    A batch larger than `micro_batch_size` is taken in parts, so that only one part's activations are held at a time;
+    NFNets have no statistics over the batch, so the gradient is the same. All parts but the last are passed back under
+    `unsynchronised`, for workers need to meet only once.
+    """
+
+    def backward(batch: Batch, share_of_batch: float) -> Tensor:
         with autocast():
             logits = model(as_input(batch["image"]))
         loss = training_loss(logits, batch, label_smoothing)
+        if share_of_batch != 1:
+            loss = loss * share_of_batch
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def step(batch: Batch, learning_rate: Tensor, share: Tensor) -> Tensor:
+        *parts, last = in_parts(batch, micro_batch_size)
+        size = len(batch["label"])
+        losses = []
+        for part in parts:
+            with unsynchronised():
+                losses.append(backward(part, len(part["label"]) / size))
+        losses.append(backward(last, len(last["label"]) / size))
         optimiser.step(learning_rate)
         if average is not None:
             average.update(share)
-        return loss.detach()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     return step
 
 
-def evaluation_step(model: nn.Module, autocast: Autocast) -> Callable[[Batch], Tensor]:
+def in_parts(batch: Batch, size: int | None) -> list[Batch]:
+    """A batch as parts of `size` examples, the last one of what is left; None: one part."""
+    examples = len(batch["label"])
+    if size is None or size >= examples:
+        return [batch]
+    return [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, examples, size)]
+
+
+def evaluation_step(model: nn.Module, autocast: Context) -> Callable[[Batch], Tensor]:
     """A step `batch -> sums of [weight x loss, weight x correct, weight]`; no label smoothing."""
 
     def step(batch: Batch) -> Tensor:

@@ -134,17 +134,19 @@ def worker(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     runtime = select_runtime("cpu", cores=1)
     events = Events(stop_at=3 if rank == 0 else None)  # only rank 0 hears of the stop
-    config = tiny_trial(f"{folder}/trial", model__drop_rate=0.0, model__drop_path_rate=0.0, log_points=6)
+    whole = {"model__drop_rate": 0.0, "model__drop_path_rate": 0.0, "log_points": 6}
+    config = tiny_trial(f"{folder}/trial", **whole)
     stopped = train(config, runtime, events, should_stop=events.should_stop)
     assert (stopped.outcome, stopped.step) == ("stopped", 3)
     result = train(config, runtime, events)
     points = [point for event in events.named("progressed") for point in event["points"]]
+    in_parts = train(tiny_trial(f"{folder}/parts", micro_batch_size=3, **whole), runtime, Events())
     refusal = refused(tiny_trial(f"{folder}/refused", **on_folder(f"{folder}/images")), runtime)
     one_sided = on_folder(f"{folder}/nowhere") if rank == 1 else {}
     refusals = [refusal, refused(tiny_trial(f"{folder}/one-sided", **one_sided), runtime)]
     trainables.loop.learning_rate_at = without_memory
     refusals.append(refused(tiny_trial(f"{folder}/large"), runtime))
-    outcome = {"result": result.to_dict(), "points": points, "refusals": refusals}
+    outcome = {"result": result.to_dict(), "in_parts": in_parts.heldout_loss, "points": points, "refusals": refusals}
     torch.save(outcome, f"{folder}/rank-{rank}.pt")
     dist.destroy_process_group()
 
@@ -162,6 +164,7 @@ def test_two_workers_give_the_single_workers_losses(runtime, tmp_path: Path):
     assert ranks[1]["points"] == []  # rank 0 alone reports
     for rank in ranks:
         assert rank["result"]["heldout_loss"] == pytest.approx(single.heldout_loss, abs=1e-5)
+        assert rank["in_parts"] == pytest.approx(single.heldout_loss, abs=1e-5)
         assert rank["result"]["heldout_accuracy"] == pytest.approx(single.heldout_accuracy, abs=0.02)
         assert rank["result"]["meter"]["images"] == single.meter["images"]
         assert rank["result"]["meter"]["cores"] == 2

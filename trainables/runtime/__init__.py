@@ -76,6 +76,9 @@ class Runtime(Protocol):
     def parallel(self, model: nn.Module) -> nn.Module:
         """What a training step calls: the placed model, whose backward pass averages gradients over the workers."""
 
+    def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Backward passes of a `parallel` model within add to this worker's own gradients, and meet no other's."""
+
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Arithmetic at `precision` within; a new context each call."""
 

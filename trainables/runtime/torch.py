@@ -137,6 +137,9 @@ class TorchRuntime:
             model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
+    def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+
     def compile(self, step: Callable[P, R]) -> Callable[P, R]:
         return step
 

@@ -1,0 +1,51 @@
+"""A step taken in parts is the step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.families import build_model
+from tests.trainables.trials import Events, tiny_trial
+from trainables.config import OptimiserConfig
+from trainables.loop import train
+from trainables.optimiser import Optimiser
+from trainables.runtime import select_runtime
+from trainables.step import in_parts, training_step
+
+
+def losses_of(folder, **changes) -> list[float]:
+    """The training losses of a tiny trial, one a step."""
+    events = Events()
+    config = tiny_trial(folder, log_points=6, model__drop_rate=0.0, model__drop_path_rate=0.0, **changes)
+    train(config, select_runtime("cpu", cores=1), events)
+    return [point[1] for event in events.named("progressed") for point in event["points"]]
+
+
+@pytest.mark.parametrize("size", [8, 6, 1])  # 6: the last part is smaller
+def test_losses_of_steps_in_parts_are_those_of_whole_steps(size, tmp_path):
+    whole = losses_of(tmp_path / "whole")
+    assert losses_of(tmp_path / "parts", micro_batch_size=size) == pytest.approx(whole, abs=1e-5)
+
+
+def test_parts_cover_the_batch_in_order():
+    batch = {"label": torch.arange(7), "weight": torch.ones(7)}
+    parts = in_parts(batch, 3)
+    assert [len(part["label"]) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat([part["label"] for part in parts]), batch["label"])
+    assert in_parts(batch, None) == in_parts(batch, 7) == in_parts(batch, 99) == [batch]
+
+
+def test_the_model_never_sees_more_than_a_part():
+    model = build_model("nfnet", "F0", classes=10, image_size=8, width=1 / 32, group_size=4, stem="small")
+    optimiser = Optimiser(model, OptimiserConfig(learning_rate=0.1))
+    shapes: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: shapes.append(len(inputs[0])))
+    batch = {
+        "image": torch.zeros(10, 8, 8, 3, dtype=torch.uint8),
+        "label": torch.zeros(10, dtype=torch.int32),
+        "weight": torch.ones(10),
+    }
+    step = training_step(model, optimiser, None, 0.1, autocast=torch.enable_grad, micro_batch_size=4)
+    step(batch, torch.tensor(0.1), torch.tensor(0.0))
+    assert shapes == [4, 4, 2]
