@@ -21,6 +21,7 @@ STUDY_KEY: Final = "study"
 TEXT_LIMIT: Final = 1000  # characters of a tag; servers allow 5,000
 _STATUS_OF_OUTCOME: Final[dict[str, Status]] = {"finished": "FINISHED", "diverged": "KILLED", "failed": "FAILED"}
 _STATUS_OF_SESSION: Final[dict[str, Status]] = {"finished": "FINISHED", "interrupted": "SCHEDULED", "error": "FAILED"}
+_OF_A_SESSION: Final = ("code_version", "device")
 _SERIES: Final = ("train_loss", "learning_rate", "images_per_second")
 # A trial's own mean and last value get names of their own, so that they do not become one more point of a series.
 _RENAMED: Final = {"train_loss": "final_train_loss", "images_per_second": "mean_images_per_second"}
@@ -137,15 +138,15 @@ class TrackedStudy:
         """Take one event into account. One that was taken before is passed over, and so is an unknown one."""
         if record.seq < self.next_seq:
             return
+        self._take(record)
         self.next_seq = record.seq + 1
+
+    def _take(self, record: Record) -> None:
         match record.event:
             case "study_opened":
                 self._study_opened(record)
             case "session_started":
-                self._pause_trials(record)
-                for run in self.runs.values():
-                    if run.parent is None and (run.key == STUDY_KEY or run.ended_ms is None):
-                        run.set_status(record, "RUNNING")
+                self._session_started(record)
             case "session_ended":
                 self._pause_trials(record)
                 for run in self.runs.values():
@@ -161,7 +162,7 @@ class TrackedStudy:
             case "trial_suggested":
                 self._trial_suggested(record)
             case "trial_started":
-                self.runs[record["trial"]].set_tags(record, attempts=record["attempt"])
+                self.runs[record["trial"]].set_tags(record, attempts=record["attempt"], **self._common)
                 self.runs[record["trial"]].set_status(record, "RUNNING")
             case "trial_progressed":
                 self._trial_progressed(record)
@@ -179,9 +180,18 @@ class TrackedStudy:
 
     def _study_opened(self, record: Record) -> None:
         self.ledger, self.study_file = ledger_id(record), record["study_file"]
-        self._common = {name: record.get(name) for name in ("code_version", "device")}
+        self._common = {name: record.get(name) for name in _OF_A_SESSION}
         run = self._new_run(record, STUDY_KEY, f"study {self.run}", None, "study")
         run.set_params(record, **{name: record[name] for name in ("classes", "train_examples", "heldout_examples")})
+
+    def _session_started(self, record: Record) -> None:
+        """The code and the device of a session hold for the study, and for what it opens and trains."""
+        self._common |= {name: record[name] for name in _OF_A_SESSION if record.get(name) is not None}
+        self._pause_trials(record)
+        for run in self.runs.values():
+            if run.parent is None and (run.key == STUDY_KEY or run.ended_ms is None):
+                run.set_tags(record, **self._common)
+                run.set_status(record, "RUNNING")
 
     def _pause_trials(self, record: Record) -> None:
         for run in self.runs.values():
@@ -196,7 +206,7 @@ class TrackedStudy:
             run.set_params(record, budget=label, budget_flops=record["flops"], variants=variants)
             run.set_tags(record, budget=label)
             self._budgets[label] = _Budget(record["index"], record["flops"])
-        run.set_tags(record, trials_planned=record["trials"])
+        run.set_tags(record, trials_planned=record["trials"], **self._common)
         run.set_status(record, "RUNNING")
 
     def _budget_closed(self, record: Record) -> None:
@@ -246,4 +256,6 @@ class TrackedStudy:
         run = self.runs[record["trial"]]
         run.set_tags(record, outcome="unfinished", reason="", error="")
         run.set_status(record, "SCHEDULED")
-        self.runs[budget_key(self._budget_of[record["trial"]])].set_status(record, "RUNNING")
+        budget_run = self.runs[budget_key(self._budget_of[record["trial"]])]
+        budget_run.set_tags(record, **self._common)
+        budget_run.set_status(record, "RUNNING")

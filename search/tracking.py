@@ -26,6 +26,7 @@ from typing import Any, Final
 from search.feeder import Feeder
 from search.ledger import Record
 from search.tracked_runs import STUDY_KEY, TrackedRun, TrackedStudy, budget_key
+from search.tracking_errors import is_outage, is_refusal
 from search.tracking_uri import TrackingError, check_uri, reason_of, shown, sqlite_path
 
 METRICS_PER_CALL: Final = 1000
@@ -37,18 +38,8 @@ _ENVIRONMENT: Final = {
     "MLFLOW_CONFIGURE_LOGGING": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-# What a server answers to a request that will not get better by waiting.
-_REFUSALS: Final = (
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "INVALID_STATE",
-)
 
-
-def _is_refusal(error: Exception) -> bool:
-    return getattr(error, "error_code", None) in _REFUSALS
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -248,7 +239,7 @@ class _Mirror:
             try:
                 self._update(server, key, run)
             except Exception as error:
-                if not _is_refusal(error):
+                if not is_refusal(error):
                     self._server = None
                     raise
                 if key not in refused_once:
@@ -283,7 +274,7 @@ class _Mirror:
             try:
                 server.put_artifact(remote, name, content)
             except Exception as error:
-                if not (_is_refusal(error) or isinstance(error, ImportError)):
+                if not (is_refusal(error) or isinstance(error, ImportError)):
                     self._server = None
                     raise
                 self.report.refused[f"the file {name}"] = reason_of(error)
@@ -295,9 +286,10 @@ class MlflowView:
     record, always.
 
     An address that does not answer is said once through `say` (a line), tried again in the background, and then given
-    everything in order. `say` is called from the thread. `artifact_root` is where the artefacts of an SQLite address go
-    (None: mlartifacts beside it); a server knows its own place. With `hold`, nothing is done before `release`: MLflow's
-    import takes seconds. Raises `TrackingError` at once for a malformed address.
+    everything in order; so it is with a mistake in the program, which is logged too. `say` is called from the thread.
+    `artifact_root` is where the artefacts of an SQLite address go (None: mlartifacts beside it); a server knows its own
+    place. With `hold`, nothing is done before `release`: MLflow's import takes seconds. Raises `TrackingError` at once
+    for a malformed address.
     """
 
     def __init__(
@@ -316,6 +308,7 @@ class MlflowView:
         self._where, self._say = f"MLflow at {shown(uri)}", say
         self._mirror = _Mirror(uri, artifact_root, study, run)
         self._next_seq, self._refusals_said = 0, 0
+        self._mistakes_said: set[type[Exception]] = set()
         self._feeder: Feeder[Record | Artifact] = Feeder(
             "mlflow",
             self._deliver,
@@ -351,18 +344,31 @@ class MlflowView:
         return self._feeder.close(timeout_s) + len(self._mirror.report.refused)
 
     def _deliver(self, items: Sequence[Record | Artifact]) -> None:
-        self._mirror.take(items)
-        self._mirror.flush()
+        try:
+            self._mirror.take(items)
+            self._mirror.flush()
+        except Exception as error:
+            if not is_outage(error):
+                self._mistaken(error)
+            raise
         for key, reason in list(self._mirror.report.refused.items())[self._refusals_said :]:
             self._refusals_said += 1
             self._say(f"{self._where} refused {key} ({reason}); the ledger has it, and the search goes on")
 
     def _unreachable(self, error: Exception) -> None:
-        waits = "the search goes on, and MLflow gets it all when it answers"
-        self._say(f"{self._where} cannot be reached ({reason_of(error)}); {waits}")
+        if is_outage(error):
+            waits = "the search goes on, and MLflow gets it all when it answers"
+            self._say(f"{self._where} cannot be reached ({reason_of(error)}); {waits}")
+
+    def _mistaken(self, error: Exception) -> None:
+        if type(error) not in self._mistakes_said:
+            self._mistakes_said.add(type(error))
+            log.exception("%s could not be fed", self._where)
+            why = f"an error of convscale's own, {reason_of(error)}; see the log"
+            self._say(f"{self._where} is not up to date ({why}); the ledger has everything, and the search goes on")
 
     def _recovered(self, count: int) -> None:
-        self._say(f"{self._where} answers again; delivered {count:,} events that had waited")
+        self._say(f"{self._where} is up to date again; delivered {count:,} events that had waited")
 
 
 def sync(
@@ -370,7 +376,8 @@ def sync(
 ) -> SyncReport:
     """Bring a server up to date from a ledger, in this thread; any number of times, without duplicates.
 
-    Raises `TrackingError` if the address is malformed or does not answer, or if the ledger holds no study.
+    Raises `TrackingError` if the address is malformed or does not answer, or if the ledger holds no study. Anything
+    else that is raised is a mistake in the program.
     """
     check_uri(uri)
     if not records or records[0].event != "study_opened":
@@ -380,6 +387,8 @@ def sync(
     try:
         mirror.flush()
     except Exception as error:
+        if not is_outage(error):
+            raise
         raise TrackingError(
             f"MLflow at {shown(uri)} cannot be reached ({reason_of(error)}); start it, or correct the address"
         ) from error

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import sqlalchemy
 
 from search.ledger import Record
 from search.state import StudyState
 from search.tracked_runs import TrackedStudy
 from search.tracking import Artifact, MlflowView, _Mirror, sync
+from search.tracking_errors import is_outage, is_refusal
 from search.tracking_uri import TrackingError, check_uri, default_uri
 from tests.search.ledgers import synthetic_records
 
@@ -197,6 +201,38 @@ def test_a_failed_trial_that_is_tried_again_is_no_longer_failed() -> None:
     tags = trial.changes(-1).tags
     assert trial.status == "FINISHED"
     assert (tags["convscale.outcome"], tags["convscale.error"], tags["convscale.reason"]) == ("finished", "", "")
+
+
+def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> None:
+    """The first of two budgets has ended; of the second, one trial has ended and one has begun."""
+    few = synthetic_records(trials=2)
+    few = few[: max(record.seq for record in few if record.get("trial") == "6e11-FLOPs-001")]
+    assert (few[-1].event, few[-1]["trial"]) == ("trial_checkpointed", "6e11-FLOPs-001")
+    study = TrackedStudy("digits", "run-1")
+
+    def add(event: str, **fields: Any) -> None:
+        study.apply(Record(study.next_seq, few[-1].time + 1, event, fields))
+
+    def tagged(key: str) -> tuple[str, str]:
+        tags = study.runs[key].changes(-1).tags
+        return tags["convscale.code_version"], tags["convscale.device"]
+
+    for record in few:
+        study.apply(record)
+    before, later = ("0.1.0", "cpu"), ("0.2.0", "cuda")
+    mark = study.next_seq - 1
+    add("session_started", host="other", pid=2, slices=2, cores_per_slice=1, device="cuda", code_version="0.2.0")
+    assert {tagged(key) for key in ("study", "budget 6e11 FLOPs")} == {later}
+    assert {tagged(key) for key in ("budget 2e11 FLOPs", "2e11-FLOPs-000", "6e11-FLOPs-001")} == {before}
+    assert study.runs["study"].changes(mark).tags["convscale.code_version"] == "0.2.0"  # a server is told
+    add("trial_started", trial="6e11-FLOPs-001", slice=0, attempt=2, step=5, wait_s=0.0)
+    assert tagged("6e11-FLOPs-001") == later
+    add("trial_suggested", **next(r for r in few if r.event == "trial_suggested").fields | {"trial": "2e11-FLOPs-009"})
+    assert tagged("2e11-FLOPs-009") == later
+    add("trial_reopened", trial="2e11-FLOPs-000")
+    assert tagged("budget 2e11 FLOPs") == later
+    add("session_started", host="old", pid=3, slices=2, cores_per_slice=1, device="cpu")  # as early versions wrote it
+    assert tagged("study") == ("0.2.0", "cpu")
 
 
 def test_outcomes_are_statuses_and_what_is_not_finite_is_no_metric(
@@ -423,6 +459,98 @@ def test_an_address_that_does_not_answer_is_said_once_without_its_password(recor
     assert "secret" not in said[0]
     with pytest.raises(TrackingError, match=r"cannot be reached .*; start it, or correct the address"):
         sync(records, uri, artifact_root=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (ConnectionRefusedError(), True),
+        (PermissionError(), True),
+        (sqlite3.OperationalError("database is locked"), True),
+        (sqlalchemy.exc.OperationalError("select", {}, Exception()), True),
+        (requests.exceptions.ReadTimeout(), True),
+        (KeyError("classes"), False),
+        (TypeError("unsupported operand"), False),
+        (ImportError("no module"), False),
+    ],
+    ids=repr,
+)
+def test_an_outage_is_an_error_of_the_network_the_database_or_the_disk(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+
+
+def test_what_mlflow_raises_is_an_outage_or_a_refusal() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_STATE
+
+    assert is_outage(MlflowException("API request failed"))
+    assert not is_refusal(MlflowException("API request failed"))
+    assert is_refusal(MlflowException("deleted", error_code=INVALID_STATE))
+
+
+def held_view(storage: Path, said: list[str]) -> MlflowView:
+    uri, root = default_uri(storage)
+    return MlflowView(
+        uri,
+        artifact_root=root,
+        study="digits",
+        run="run-1",
+        say=said.append,
+        linger_s=0.0,
+        retry_s=(0.001, 0.001),
+        hold=True,
+    )
+
+
+def test_a_mistake_in_the_program_is_said_as_one_and_nothing_counts_as_delivered(
+    records: list[Record], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    view = held_view(tmp_path, said)
+    impossible = Record(3, records[2].time, "budget_closed", {"budget": "no such budget", "best": None})
+    for record in (*records[:3], impossible):
+        view.feed(record)
+    assert view.close(60) == 4
+    where = f"MLflow at sqlite:///{tmp_path}/mlflow.db"
+    assert said == [
+        f"{where} is not up to date (an error of convscale's own, KeyError: 'budget no such budget'; see the log); "
+        "the ledger has everything, and the search goes on"
+    ]
+    (logged,) = caplog.records
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is KeyError
+    with pytest.raises(KeyError, match="no such budget"):
+        sync([*records[:3], impossible], where.removeprefix("MLflow at "), artifact_root=None)
+
+
+def test_a_mistake_is_said_once_also_behind_an_outage_and_what_waited_gets_through(
+    records: list[Record], storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [
+        TimeoutError("timed out"),
+        TypeError("a"),
+        TypeError("b"),
+        TimeoutError(),
+        TypeError("c"),
+    ]
+    flush, said, through = _Mirror.flush, [], threading.Event()
+
+    def flush_in_the_end(mirror: _Mirror) -> None:
+        if errors:
+            raise errors.pop(0)
+        flush(mirror)
+        through.set()
+
+    monkeypatch.setattr(_Mirror, "flush", flush_in_the_end)
+    view = held_view(storage, said)
+    for record in records[:3]:
+        view.feed(record)
+    view.release()
+    assert through.wait(60)
+    assert view.close(60) == 0
+    assert ["cannot be reached (timed out)" in line for line in said] == [True, False, False]
+    assert "TypeError: a" in said[1]
+    assert "delivered 3 events" in said[2]
 
 
 class Lines(list[str]):
