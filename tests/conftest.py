@@ -1,5 +1,18 @@
-"""Before anything imports Ray: what it must find in the environment, as the command line would set it."""
+"""Before anything imports Ray: what it must find in the environment, as the command line would set it; and what makes
+tests depend on no machine's speed, terminal or proxy.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
 
 from search.ray_settings import prepare_environment
 
 prepare_environment(own_cluster=True)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # else Ray ends workers when others fill the memory
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+os.environ["TERM"] = "xterm"
+
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
