@@ -121,7 +121,8 @@ def run(director: Director, fleet: Fleet) -> None:
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and a closed terminal, from the start of a command to its end.
+    """Ctrl-C, SIGTERM and a closed terminal, from the start of a command to its end; a signal that was to be ignored
+    when the command started, as `nohup` has it, stays so.
 
     Before `search_of` and after its end one ends the command at once. Within it the first ends the search in order:
     running trials keep a checkpoint. The second ends it at once.
@@ -139,8 +140,8 @@ class Interrupts:
 
     def take_over(self) -> None:
         """Handle the signals from here on; to be called again once Ray is up, for it sets handlers of its own."""
-        for number in self._numbers:
-            signal.signal(number, self._handle)
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if before == signal.SIG_IGN else self._handle)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
