@@ -1,6 +1,7 @@
 """The command line: `convscale plan|search|results|sync STUDY`, `convscale reference`.
 
-Exit status: 0 done; 2 a mistake in what was asked, told in one line each; 1 the cluster failed; 130 interrupted.
+Exit status: 0 done; 2 a mistake in what was asked, or a file that cannot be read or written, told in one line each;
+1 the cluster failed; 130 interrupted.
 Imports inside the commands keep `--help` and error messages quick.
 """
 
@@ -91,6 +92,11 @@ def main() -> None:
     except TyperException as error:
         print(f"convscale: {' '.join(error.format_message().split())} See convscale --help.", file=sys.stderr)
         status = error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        status = 2
+        print(f"convscale: {error.filename}: {error.strerror}; mend that, and start again", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         status = _status_of(error)
         if status is None:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from search.ledger import Record, read_ledger
+from search.devices import check_precision_here, device_here
+from search.ledger import Record
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
-from search.results import measured_rates, time_split
-from search.runs import RunFolder, SessionError, find_runs, local_folder
-from search.session import show_results
+from search.results import measured_rates, render_results, time_split
+from search.runs import RunFolder, SessionError, local_folder, newest_begun
+from search.session import open_data, show_pages
 from search.state import StudyState
 from search.study import Study, load_study
+from search.terminal import tell
 from search.tracking import Artifact, sync
-from search.views import optuna_path, tracking_address, write_results
-from trainables.data import open_splits
+from search.tracking_uri import shown
+from search.views import check_tracking, optuna_path, tracking_address, write_results
 
 
 def plan_study(path: Path, console: Console) -> None:
-    """Print what the study would do. Rates measured by its earlier trials replace the study's estimate."""
+    """Print what the study would do. Rates that its newest run measured replace the study's estimate, where that run
+    trained the same models in the same way.
+    """
     study = load_study(path)
-    splits = open_splits(study.data_config())
-    runs = find_runs(study)
-    earlier = StudyState.of(read_ledger(runs[-1].url)) if runs else StudyState()
+    splits = open_data(study)
+    if study.tracking.enabled:
+        check_tracking(study)
+    check_precision_here(study)
+    begun = newest_begun(study)
+    earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1]) else StudyState()
     planned = plan(
         study,
         len(splits.train),
@@ -36,17 +44,36 @@ def plan_study(path: Path, console: Console) -> None:
     render_plan(planned, console)
 
 
+def has_rates_of(study: Study, records: Sequence[Record]) -> bool:
+    """Whether the FLOPs per second of a run's trials are those of the study on this machine's device: the same models,
+    images, batches, precision and device.
+    """
+    now, before = study.identity(), StudyState.of(records).opened["identity"]
+    keys = {key for key in now if key.startswith("model.")} - {"model.variants"}
+    keys |= {"data.image_size", "training.batch_size", "training.precision"}
+    devices = {record.get("device") for record in records if record.event == "session_started"}
+    return devices == {device_here(study)} and all(before.get(key) == now[key] for key in keys)
+
+
 def show_study(path: Path, console: Console) -> None:
-    """Print a study's results so far, and write its figures and table anew."""
+    """Print a study's results so far, and write its figures and table anew where its folder can be written to."""
     study, folder, records = _newest_run(path)
     state, local = StudyState.of(records), local_folder(study, folder)
-    write_results(state, folder.url, local)
-    show_results(study, state, folder, local, console)
+    render_results(state, console)
+    try:
+        write_results(state, folder.url, local)
+    except OSError as error:
+        tell(
+            console, f"the figures and results.csv could not be written ({error}); copy the run and study to draw them"
+        )
+    show_pages(study, local, console)
 
 
 def sync_study(path: Path, uri: str | None, console: Console) -> None:
     """Bring MLflow and Optuna's storage up to date from the study's ledger."""
     study, folder, records = _newest_run(path)
+    if uri is None:
+        check_tracking(study)
     local = local_folder(study, folder)
     files = write_results(StudyState.of(records), folder.url, local)
     own, artefacts = tracking_address(study)
@@ -58,20 +85,20 @@ def sync_study(path: Path, uri: str | None, console: Console) -> None:
     )
     rates = study.learning_rates
     rebuild(records, optuna_path(local), learning_rates=(rates[0], max(rates[-1], rates[0] * 1.001)))
-    console.print(
-        f"{uri or own}: {report.runs} runs of {study.name} {folder.run}, {report.created} made, "
+    tell(
+        console,
+        f"{shown(uri or own)}: {report.runs} runs of {study.name} {folder.run}, {report.created} made, "
         f"{report.updated} brought up to date, {report.points} metric points sent",
-        soft_wrap=True,
     )
     for key, reason in report.refused.items():
-        console.print(f"refused: {key} ({reason})")
+        tell(console, f"refused: {key} ({reason})")
 
 
 def _newest_run(path: Path) -> tuple[Study, RunFolder, list[Record]]:
     study = load_study(path)
-    for run in reversed(find_runs(study)):
-        if records := read_ledger(run.url):  # a run that was refused at its start has none
-            return study, run, records
-    raise SessionError(
-        f"{path}: no run of {study.name} in {study.storage_url}; start one with: convscale search {path}"
-    )
+    begun = newest_begun(study)
+    if begun is None:
+        raise SessionError(
+            f"{path}: no run of {study.name} in {study.storage_url}; start one with: convscale search {path}"
+        )
+    return study, *begun

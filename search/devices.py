@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 from search.study import Study, StudyError
+from trainables.config import TrialRefused
+
+if TYPE_CHECKING:
+    from trainables.runtime import Precision
 
 
 def resolve_device(study: Study, *, own_cluster: bool) -> str:
@@ -33,6 +39,41 @@ def device_here(study: Study) -> str:
     if study.compute.device != "auto":
         return study.compute.device
     return "cuda" if _gpus_here() else "cpu"
+
+
+def check_precision_here(study: Study) -> None:
+    """Raise `StudyError` if this machine's device, where it has the study's, lacks the study's precision."""
+    device, precision = device_here(study), study.training.precision
+    if precision == "float32" or (device == "cuda" and not _gpus_here()):
+        return
+    try:
+        if device == "cpu":
+            _check_precision(device, precision)
+        else:  # in a process of its own: this one's would hold memory of a GPU for as long as it lives
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                process.submit(_check_precision, device, precision).result()
+    except TrialRefused as error:
+        raise StudyError(f"{study.source}: training.precision: {error}") from error
+
+
+def _check_precision(device: str, precision: Precision) -> None:
+    from trainables.runtime import select_runtime  # imports torch
+
+    select_runtime(device).check_precision(precision)
+
+
+def warnings_here(study: Study) -> list[str]:
+    """What makes the study slow on a cluster of one's own, which is this machine; one line each."""
+    compute, there = study.compute, len(os.sched_getaffinity(0))
+    threads = cores_per_worker(study) * compute.workers_per_slice
+    asked = threads * compute.slices
+    if asked <= there:
+        return []
+    return [
+        f"{study.source}: compute: {asked} CPU threads asked for (slices {compute.slices} x {threads}), but this "
+        f"machine has {there}: they wait for one another, and the plan's times are too short; "
+        "lower compute.slices, workers_per_slice or cores_per_slice"
+    ]
 
 
 def device_of_cluster(resources: Mapping[str, float]) -> str:

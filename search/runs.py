@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 
+from search.ledger import Record, read_ledger
 from search.study import Study
 
 
@@ -51,11 +52,23 @@ def find_runs(study: Study) -> list[RunFolder]:
     return [RunFolder(f"{study.storage_url}/{study.name}/run-{number}", f"run-{number}") for number in numbers]
 
 
+def newest_begun(study: Study) -> tuple[RunFolder, list[Record]] | None:
+    """The newest run with an event in its ledger, and its events; a run that was refused at its start has none.
+
+    Raises `SessionError` if the storage cannot be looked into, `LedgerError` if that ledger is damaged.
+    """
+    return next(((run, records) for run in reversed(find_runs(study)) if (records := read_ledger(run.url))), None)
+
+
 def choose_run(study: Study, *, fresh: bool) -> RunFolder:
-    """The newest run, to go on with; or a new one beside it."""
+    """The newest run that has begun, to go on with; or a new one beside all there are.
+
+    Where none has begun the newest is taken: another search may be about to begin it, and its ledger's lock tells.
+    """
     runs = find_runs(study)
     if runs and not fresh:
-        return runs[-1]
+        begun = newest_begun(study)
+        return runs[-1] if begun is None else begun[0]
     number = int(runs[-1].run.removeprefix("run-")) + 1 if runs else 1
     return RunFolder(f"{study.storage_url}/{study.name}/run-{number}", f"run-{number}")
 

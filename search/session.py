@@ -17,7 +17,14 @@ import fsspec
 from rich.console import Console
 
 from search.budgets import amounts_in_flops, open_budgets
-from search.devices import cores_of_cluster, cores_per_worker, device_of_cluster, resolve_device
+from search.devices import (
+    check_precision_here,
+    cores_of_cluster,
+    cores_per_worker,
+    device_of_cluster,
+    resolve_device,
+    warnings_here,
+)
 from search.director import Director
 from search.ledger import FORMAT, Ledger, LedgerError
 from search.progress import PlannedBudget, ProgressView
@@ -26,11 +33,11 @@ from search.results import render_results
 from search.resume import described, refuse_changed_study
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
 from search.state import StudyState
-from search.study import Study, load_study
-from search.terminal import logging_to, program, shown
-from search.tracking_uri import check_uri, page_command
-from search.views import Views, optuna_path, tracking_address, write_results
-from trainables.data import Splits, open_splits
+from search.study import Study, StudyError, load_study
+from search.terminal import logging_to, program, shown, tell
+from search.tracking_uri import page_command
+from search.views import Views, check_tracking, optuna_path, tracking_address, write_results
+from trainables.data import DataError, Splits, open_splits
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -55,20 +62,22 @@ def code_version() -> str:
 def search(study_path: Path, *, fresh: bool, address: str | None, console: Console, retry_failed: bool = False) -> int:
     """Run or resume the search that a study file describes.
 
-    Returns the exit status: 0 done, 1 if a budget has no finished trial, 130 interrupted in order.
+    Returns the exit status: 0 done, 1 if a budget has no finished trial, 130 interrupted.
 
     Raises:
-        StudyError, DataError, LedgerError, TrackingError, SessionError: the user's mistakes, one line each.
+        StudyError, LedgerError, TrackingError, SessionError: the user's mistakes, one line each.
         FleetError, FailuresError: the cluster failed, or trial after trial.
-        KeyboardInterrupt: interrupted at once.
+        KeyboardInterrupt: interrupted before the trials began.
     """
     # ---- What is asked, and is it possible --------------------------------------------------------------------------
     study = load_study(study_path)
-    splits = open_splits(study.data_config())
+    splits = open_data(study)
     if study.tracking.enabled:
-        check_uri(tracking_address(study)[0])
+        check_tracking(study)
     amounts_in_flops(study)  # raises where core-hours cannot be told in FLOPs
     device = resolve_device(study, own_cluster=address is None)
+    if address is None:
+        check_precision_here(study)
     prepare_storage(study)
     folder = choose_run(study, fresh=fresh)
     local = local_folder(study, folder)
@@ -79,7 +88,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         if before.ended and not retry_failed:
             budgets, _ = open_budgets(study, len(splits.train), len(splits.classes))
             if before.covers(budgets):
-                show_results(study, before, folder, local, console)
+                show_results(study, before, local, console)
                 return exit_status(before)
 
         # ---- The cluster starts while the budgets are worked out ----------------------------------------------------
@@ -101,7 +110,9 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             fleet = stack.enter_context(Fleet(plan, address=address))
             interrupts.take_over()
             budgets, warnings = opening.result()
-        if address is not None:
+        if address is None:
+            warnings = [*warnings_here(study), *warnings]
+        else:
             plan = fleet.plan = replace(
                 plan,
                 device=device_of_cluster(fleet.resources()) if device == "auto" else device,
@@ -120,7 +131,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
 
         # ---- The search ---------------------------------------------------------------------------------------------
         fleet.say = views.say
-        reason = "error"
+        reason, at_once = "error", False
         try:
             with progress, interrupts.search_of(director, fleet, views.say):
                 director.write(
@@ -136,35 +147,46 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
                 director.write("study_ended")
             reason = "interrupted" if director.interrupted else "finished"
         except KeyboardInterrupt:
+            reason, at_once = "interrupted", True
             fleet.patience_s = 1.0
-            raise
         finally:
             with ThreadPoolExecutor(1) as pool:  # the views come to their end while the slices go home
-                concluding = pool.submit(conclude, director, views, reason, folder, local)
+                concluding = pool.submit(conclude, director, views, reason, folder, local, at_once=at_once)
                 stack.close()
             undelivered = concluding.result()
 
     # ---- What came of it --------------------------------------------------------------------------------------------
-    show_results(study, director.state, folder, local, console)
+    if not at_once:
+        show_results(study, director.state, local, console)
     if undelivered:
-        console.print(f"{undelivered} events are not in MLflow yet; bring them with: convscale sync {study_path}")
-    if director.interrupted:
-        console.print(f"interrupted; go on with: convscale search {study_path}")
+        tell(console, f"{undelivered} events are not in MLflow yet; bring them with: convscale sync {study_path}")
+    if reason == "interrupted":
+        tell(console, f"interrupted; go on with: convscale search {study_path}")
         return 130
     return exit_status(director.state)
 
 
-def conclude(director: Director, views: Views, reason: str, folder: RunFolder, local: Path) -> int:
-    """The last event, the figures, and what the views lack; returns how many events did not reach MLflow.
+def conclude(director: Director, views: Views, reason: str, folder: RunFolder, local: Path, *, at_once: bool) -> int:
+    """The last event, the figures, and what the views lack; returns how many events did not reach MLflow. `at_once`
+    leaves the figures out and hardly waits for the views.
 
     What fails here is logged, so that it hides neither the results nor the error that ended the search.
     """
     try:
         director.write("session_ended", reason=reason)
-        views.add_figures(write_results(director.state, folder.url, local))
+        if not at_once:
+            views.add_figures(write_results(director.state, folder.url, local))
     except (LedgerError, OSError, RuntimeError, ValueError):
         log.exception("the end of the search could not be written")
-    return views.close(timeout_s=60)
+    return views.close(timeout_s=2 if at_once else 60)
+
+
+def open_data(study: Study) -> Splits:
+    """The study's data. Raises `StudyError`, by the name of the study's file, if it cannot be used as given."""
+    try:
+        return open_splits(study.data_config())
+    except DataError as error:
+        raise StudyError(f"{study.source}: {error}") from error
 
 
 def exit_status(state: StudyState) -> int:
@@ -191,19 +213,23 @@ def open_study(director: Director, study: Study, path: Path, folder: RunFolder, 
     )
 
 
-def show_results(study: Study, state: StudyState, folder: RunFolder, local: Path, console: Console) -> None:
-    """Print the tables, where the figures are, and how to open the pages."""
+def show_results(study: Study, state: StudyState, local: Path, console: Console) -> None:
+    """Print the tables, where the files of the results are, and how to open the pages."""
     render_results(state, console)
+    show_pages(study, local, console)
+
+
+def show_pages(study: Study, local: Path, console: Console) -> None:
+    """Print where the figures and the table are, as far as they were written, and how to open the pages."""
     figures = local / "figures"
     for what, path in (
         ("Figure of held-out loss against compute:", figures / "loss_vs_compute.png"),
         ("Figure of the learning-rate valleys:    ", figures / "learning_rate_valley.png"),
         ("All trials as a table:                  ", local / "results.csv"),
     ):
-        console.print(f"{what} {shown(path)}", soft_wrap=True)
+        if path.exists():
+            tell(console, f"{what} {shown(path)}")
     if study.tracking.enabled:
         page = page_command(tracking_address(study)[0], program("mlflow"))
-        console.print(f"MLflow's page:          {page}", soft_wrap=True)
-    console.print(
-        f"The Optuna dashboard:   {program('optuna-dashboard')} sqlite:///{shown(optuna_path(local))}", soft_wrap=True
-    )
+        tell(console, f"MLflow's page:          {page}")
+    tell(console, f"The Optuna dashboard:   {program('optuna-dashboard')} sqlite:///{shown(optuna_path(local))}")

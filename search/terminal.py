@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 
 @contextmanager
@@ -58,6 +59,11 @@ def logging_to(path: Path) -> Iterator[None]:
             os.dup2(kept, number)
             os.close(kept)
         handler.close()
+
+
+def tell(console: Console, line: str) -> None:
+    """Print a line as it is: what a path or a message holds is never taken for markup, and is not broken."""
+    console.print(Text(line), soft_wrap=True)
 
 
 def program(name: str) -> str:

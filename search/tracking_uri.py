@@ -23,19 +23,19 @@ def check_uri(uri: str) -> None:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise TrackingError(f"tracking address {uri!r}: {error}; {allowed}") from None
+        raise TrackingError(f"tracking address {shown(uri)!r}: {error}; {allowed}") from None
     if uri.partition(":")[0] in ("databricks", "databricks-uc"):
         return
     if parts.scheme in ("http", "https"):
         if not host or re.search(r"\s", uri):
-            raise TrackingError(f"tracking address {uri!r} names no host; {allowed}")
+            raise TrackingError(f"tracking address {shown(uri)!r} names no host; {allowed}")
     elif parts.scheme == "sqlite":
         if not uri.startswith("sqlite:///") or not parts.path.strip("/") or parts.path.endswith((":memory:", "/")):
-            raise TrackingError(f"tracking address {uri!r} names no file; {allowed}")
+            raise TrackingError(f"tracking address {shown(uri)!r} names no file; {allowed}")
         if sqlite_path(uri).is_dir():
-            raise TrackingError(f"tracking address {uri!r} is a folder, not a database file; {allowed}")
+            raise TrackingError(f"tracking address {shown(uri)!r} is a folder, not a database file; {allowed}")
     else:
-        raise TrackingError(f"tracking address {uri!r} is neither a server nor an SQLite file; {allowed}")
+        raise TrackingError(f"tracking address {shown(uri)!r} is neither a server nor an SQLite file; {allowed}")
 
 
 def sqlite_path(uri: str) -> Path:
@@ -44,8 +44,8 @@ def sqlite_path(uri: str) -> Path:
 
 
 def shown(uri: str) -> str:
-    """The address without a password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """The address without its user and password."""
+    return re.sub(r"^([^:/]*://)[^/]*@", r"\1", uri)
 
 
 def reason_of(error: Exception) -> str:

@@ -18,7 +18,7 @@ from search.results import write_csv
 from search.state import StudyState
 from search.study import Study
 from search.tracking import MlflowView
-from search.tracking_uri import default_uri
+from search.tracking_uri import TrackingError, check_uri, default_uri
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,14 @@ def tracking_address(study: Study) -> tuple[str, str | None]:
         if not uri.startswith("sqlite:"):
             return uri, None
     return uri, f"{storage}/mlartifacts" if "://" in storage else artefacts
+
+
+def check_tracking(study: Study) -> None:
+    """Raise `TrackingError`, by the name of the study's file, if MLflow's runs cannot go where it says."""
+    try:
+        check_uri(tracking_address(study)[0])
+    except TrackingError as error:
+        raise TrackingError(f"{study.source}: tracking.uri: {error}") from error
 
 
 def optuna_path(local_folder: Path) -> Path:

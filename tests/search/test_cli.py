@@ -18,11 +18,13 @@ import pytest
 import yaml
 
 from search import cli, session
-from search.ledger import Ledger
+from search.ledger import Ledger, read_ledger
 from search.resume import described, refuse_changed_study
-from search.runs import RunFolder, SessionError, choose_run, find_runs, local_folder, prepare_storage
+from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study, read_study
+from search.tracking import SyncReport
+from search.views import Views
 from tests.search.ledgers import synthetic_records
 from trainables.data import Splits, open_splits
 
@@ -165,16 +167,19 @@ def test_two_mistakes_are_two_lines(called: Callable[..., tuple[int, str, str]])
 @pytest.mark.parametrize("command", ["plan", "search"])
 def test_a_data_folder_that_is_not_there(command: str, refused: Callable[..., str]) -> None:
     write_study(data={"source": "folder", "path": "my-images", "image_size": 8})
-    assert "my-images" in refused(command, "digits.yaml")
-    Path("my-images").mkdir()
-    assert "my-images" in refused(command, "digits.yaml")  # and one that is empty
+    for _ in range(2):
+        line = refused(command, "digits.yaml")
+        assert line.startswith("convscale: digits.yaml: data.path: ")
+        assert "my-images" in line
+        Path("my-images").mkdir(exist_ok=True)  # and one that is empty
 
 
+@pytest.mark.parametrize("command", ["plan", "search"])
 @pytest.mark.parametrize("uri", ["ftp://host/x", "localhost:5000", "http://", "sqlite:///", "http://host:port"])
-def test_a_malformed_tracking_address(uri: str, refused: Callable[..., str]) -> None:
+def test_a_malformed_tracking_address(command: str, uri: str, refused: Callable[..., str]) -> None:
     write_study(tracking={"uri": uri})
-    line = refused("search", "digits.yaml")
-    assert "tracking address" in line
+    line = refused(command, "digits.yaml")
+    assert line.startswith("convscale: digits.yaml: tracking.uri: tracking address")
     assert uri in line
     assert "sqlite:////absolute/path/mlflow.db" in line
 
@@ -198,6 +203,32 @@ def test_core_hours_without_a_rate(refused: Callable[..., str]) -> None:
     write_study(budgets=["1 core-hours"], compute={"device": "cpu"})
     assert "set compute.flops_per_core_second" in refused("search", "digits.yaml")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "search"])
+def test_a_precision_that_the_machine_lacks(
+    command: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    write_study(training={"batch_size": 64})
+    line = refused(command, "digits.yaml")
+    assert line == "convscale: digits.yaml: training.precision: precision 'bfloat16' is not there on CPU: use float32"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("place", ["logs", "ledger.lock", "ledger.jsonl"])
+def test_a_run_whose_files_cannot_be_written(place: str, refused: Callable[..., str]) -> None:
+    """Something that is no file of ours stands in its place, which root's rights do not help with."""
+    write_study()
+    blocked = Path("runs/digits/run-1", place)
+    if place == "logs":
+        blocked.parent.mkdir(parents=True)
+        blocked.touch()
+    else:
+        blocked.mkdir(parents=True)
+    line = refused("search", "digits.yaml")
+    assert line.startswith(f"convscale: {blocked.absolute()}: ")
+    assert line.endswith("; mend that, and start again")
 
 
 def test_gpus_that_are_not_there(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +331,88 @@ def test_a_study_that_is_right_gets_as_far_as_the_cluster(
     assert capfd.readouterr() == ("", "")
 
 
+# ---------------------------------------------------------------- a search without a cluster
+
+
+class NoFleet:
+    """Stands in for a `Fleet`: leases nothing. Given what the driver is to do in place of running trials."""
+
+    def __init__(self, plan: Any, **_: Any) -> None:
+        self.plan, self.patience_s = plan, 20.0
+        self.say: Callable[[str], None] = print
+
+    def __enter__(self) -> NoFleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def lease(self) -> None:
+        pass
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+    """Has every search call a function in place of running trials, and no figure drawn."""
+
+    def search_by(run: Callable[..., None]) -> None:
+        monkeypatch.setattr("search.slices.Fleet", NoFleet)
+        monkeypatch.setattr("search.driver.run", run)
+        monkeypatch.setattr(session, "write_results", lambda *_: pytest.fail("figures were drawn"))
+
+    return search_by
+
+
+def interrupted_again(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_a_second_interrupt_ends_the_search_as_interrupted_and_draws_nothing(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def close(_: Views, timeout_s: float) -> int:
+        waited.append(timeout_s)
+        return 7
+
+    monkeypatch.setattr(Views, "close", close)
+    searches(interrupted_again)
+    write_study(tracking={"enabled": False})
+    status, out, err = called("search", "digits.yaml")
+    assert (status, err) == (130, "")
+    assert out.splitlines()[-2:] == [
+        "7 events are not in MLflow yet; bring them with: convscale sync digits.yaml",
+        "interrupted; go on with: convscale search digits.yaml",
+    ]
+    assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
+    assert waited == [2]
+
+
+def test_more_threads_than_the_machine_has_are_warned_of(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    searches(interrupted_again)
+    write_study(compute={"device": "cpu", "slices": 1, "cores_per_slice": 64}, tracking={"enabled": False})
+    _, out, _ = called("search", "digits.yaml")
+    assert "digits.yaml: compute: 64 CPU threads asked for (slices 1 x 64), but this machine has 2" in out
+
+
+def test_a_fresh_search_that_is_refused_leaves_the_run_there_was(
+    searches: Callable[..., None], refused: Callable[..., str], called: Callable[..., tuple[int, str, str]]
+) -> None:
+    searches(interrupted_again)
+    write_study()
+    open_run()
+    write_study(budgets=["1 FLOPs"])
+    assert "buys no variant" in refused("search", "digits.yaml", "--fresh")
+    write_study(tracking={"enabled": False})
+    assert called("search", "digits.yaml")[0] == 130
+    assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
+    assert read_ledger("runs/digits/run-2") == []
+
+
 # ---------------------------------------------------------------- results and sync
 
 
@@ -335,6 +448,34 @@ def test_a_run_that_never_began_hides_no_earlier_one(called: Callable[..., tuple
     status, out, err = called("results", "digits.yaml")
     assert (status, err) == (0, "")
     assert "runs/digits/run-1/figures" in out
+
+
+def test_results_that_cannot_be_written_are_shown(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study()
+    folder = open_run()
+    (folder / "figures").touch()
+    status, out, err = called("results", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "1.8e12 FLOPs" in out
+    (line,) = [line for line in out.splitlines() if "could not be written" in line]
+    assert str(folder / "figures") in line
+    assert "Figure of" not in out
+
+
+def test_paths_are_shown_as_they_are(called: Callable[..., tuple[int, str, str]]) -> None:
+    write_study(storage="out[old]/:x:")
+    open_run()
+    assert " out[old]/:x:/digits/run-1/figures/loss_vs_compute.png\n" in called("results", "digits.yaml")[1]
+
+
+def test_a_password_is_not_shown(called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.commands.sync", lambda *_, **__: SyncReport(10, refused={"[x]": "[y]"}))
+    write_study()
+    open_run()
+    status, out, err = called("sync", "digits.yaml", "--uri", "https://me:secret@host:1")
+    assert (status, err) == (0, "")
+    assert out.startswith("https://host:1: 10 runs of digits run-1, ")
+    assert "refused: [x] ([y])" in out
 
 
 def test_results_are_shown_from_the_ledger_alone(called: Callable[..., tuple[int, str, str]]) -> None:
@@ -400,45 +541,42 @@ def test_plan_learns_from_the_newest_run(called: Callable[..., tuple[int, str, s
     assert "measured by an earlier search, at its goodput of 90.0 %" in out
 
 
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("model", {"width": 0.125}),
+        ("data", {"image_size": 16}),
+        ("training", {"batch_size": 32}),
+        ("compute", {"device": "cuda"}),
+    ],
+)
+def test_plan_learns_nothing_from_trials_of_another_kind(
+    section: str, changes: dict[str, Any], called: Callable[..., tuple[int, str, str]]
+) -> None:
+    compute = STUDY["compute"] | {"flops_per_core_second": 1e9}
+    write_study(compute=compute)
+    open_run()
+    study = STUDY | {"compute": compute}
+    write_study(**study | {section: study[section] | changes})
+    status, out, err = called("plan", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "estimated from" in out
+    assert "measured by an earlier search" not in out
+
+
+def test_plan_learns_from_other_variants_and_past_a_run_that_never_began(
+    called: Callable[..., tuple[int, str, str]],
+) -> None:
+    write_study(model=STUDY["model"] | {"variants": ["F0", "F1", "F3"]})
+    open_run()
+    Ledger("runs/digits/run-2").close()
+    write_study()
+    assert "measured by an earlier search" in called("plan", "digits.yaml")[1]
+
+
 def test_a_budget_that_buys_nothing(refused: Callable[..., str]) -> None:
     write_study(budgets=["1 FLOPs"])
     assert "budgets[0]: 1 FLOPs buys no variant within the range" in refused("plan", "digits.yaml")
-
-
-# ---------------------------------------------------------------- runs
-
-
-def test_runs_are_counted_up_and_the_newest_is_gone_on_with() -> None:
-    write_study()
-    study = read_study(yaml.safe_dump(STUDY))
-    assert choose_run(study, fresh=False).run == choose_run(study, fresh=True).run == "run-1"
-    for number in (1, 2, 10):
-        open_run(f"run-{number}")
-    Path("runs/digits/notes").mkdir()
-    assert [run.run for run in find_runs(study)] == ["run-1", "run-2", "run-10"]
-    assert choose_run(study, fresh=False).run == "run-10"
-    assert choose_run(study, fresh=True).run == "run-11"
-
-
-def test_runs_in_remote_storage() -> None:
-    study = read_study(yaml.safe_dump(STUDY | {"storage": "memory://cli/runs/"}))
-    prepare_storage(study)
-    assert find_runs(study) == []
-    with Ledger(choose_run(study, fresh=False).url) as ledger:
-        ledger.append("study_opened")
-    assert [run.url for run in find_runs(study)] == ["memory://cli/runs/digits/run-1"]
-    assert find_runs(study)[0].local is None
-
-
-def test_runs_of_one_name_in_two_remote_storages_share_no_local_files(digits: tuple[Study, Splits]) -> None:
-    def local(storage: str) -> Path:
-        study = read_study(yaml.safe_dump(STUDY | {"storage": storage}))
-        return local_folder(study, RunFolder(f"{study.storage_url}/digits/run-1", "run-1"))
-
-    assert local("memory://one") == local("memory://one/")
-    assert local("memory://one") != local("memory://two")
-    assert local("memory://one").is_relative_to(Path.home() / ".cache" / "convscale")
-    assert local("here") == Path.cwd() / "here" / "digits" / "run-1"
 
 
 # ---------------------------------------------------------------- the command line itself
@@ -502,7 +640,7 @@ def test_a_cluster_that_failed_is_status_1(
     assert (status, err) == (1, "convscale: slice-0 cannot start its workers (3 times): no space left\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours"), OSError("ours")])
 def test_an_error_of_our_own_is_not_passed_off_as_the_users(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> NoReturn:
         raise error

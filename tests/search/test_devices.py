@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from search.devices import (
+    check_precision_here,
     cores_of_cluster,
     cores_per_worker,
     device_here,
     device_of_cluster,
     metered_cores,
     resolve_device,
+    warnings_here,
 )
 from search.study import Study, StudyError, read_study
 
@@ -105,3 +107,56 @@ def test_core_hours_count_threads_or_gpus() -> None:
     two = study(slices=2, workers_per_slice=2)
     assert metered_cores(two, "cpu") == 4
     assert metered_cores(two, "cuda") == 2
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    "compute", [{}, {"slices": 8}, {"slices": 3}, {"cores_per_slice": 8}, {"slices": 2, "workers_per_slice": 4}]
+)
+def test_a_study_that_fits_the_machine_is_not_warned_of(compute: dict[str, Any]) -> None:
+    assert warnings_here(study(**compute)) == []
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("compute", "said"),
+    [
+        ({"cores_per_slice": 64}, "64 CPU threads asked for (slices 1 x 64)"),
+        ({"slices": 50}, "50 CPU threads asked for (slices 50 x 1)"),
+        ({"slices": 2, "workers_per_slice": 8}, "16 CPU threads asked for (slices 2 x 8)"),
+        ({"slices": 3, "workers_per_slice": 2, "cores_per_slice": 7}, "18 CPU threads asked for (slices 3 x 6)"),
+    ],
+)
+def test_more_threads_than_cores_are_warned_of(compute: dict[str, Any], said: str) -> None:
+    (line,) = warnings_here(study(**compute))
+    assert line.startswith(f"mini.yaml: compute: {said}, but this machine has 8: ")
+    assert line.endswith("lower compute.slices, workers_per_slice or cores_per_slice")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_precision_must_be_there_on_the_machine(there: bool, gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: there)
+    check_precision_here(study_at("float32"))
+    if there:
+        check_precision_here(study_at("bfloat16"))
+    else:
+        with pytest.raises(StudyError, match=r"^mini.yaml: training.precision: .* is not there on CPU: use float32"):
+            check_precision_here(study_at("bfloat16"))
+
+
+def test_a_precision_on_a_gpu_that_is_elsewhere_is_not_to_be_seen_from_here(gpus: Any) -> None:
+    gpus(0)
+    check_precision_here(study_at("bfloat16", device="cuda"))
+
+
+def test_a_gpu_is_asked_in_a_process_of_its_own(gpus: Any) -> None:
+    """Which sees no GPU here: what it raises arrives as the study's."""
+    gpus(1)
+    with pytest.raises(StudyError, match=r"^mini.yaml: training.precision: device 'cuda' is not there"):
+        check_precision_here(study_at("bfloat16", device="cuda"))
+
+
+def study_at(precision: str, device: str = "auto") -> Study:
+    text = "name: mini\ndata: {source: digits, image_size: 32}\nbudgets: [1e10 FLOPs]\n"
+    return read_study(f"{text}training: {{precision: {precision}}}\ncompute: {{device: {device}}}", source="mini.yaml")

@@ -13,8 +13,8 @@ from rich.console import Console
 from search.progress import ProgressView
 from search.state import StudyState
 from search.study import Study, read_study
-from search.tracking_uri import TrackingError, check_uri
-from search.views import Views, tracking_address, write_results
+from search.tracking_uri import TrackingError, check_uri, shown
+from search.views import Views, check_tracking, tracking_address, write_results
 from tests.search.ledgers import synthetic_records
 
 FILES = ("figures/loss_vs_compute.png", "figures/learning_rate_valley.png", "results.csv")
@@ -64,6 +64,33 @@ def test_a_database_that_is_named_keeps_artefacts_in_the_storage(tmp_path: Path)
 
 def test_an_address_of_a_local_file_system_is_a_local_folder(tmp_path: Path) -> None:
     assert study_with(f"storage: file://{tmp_path}/").storage_url == str(tmp_path)
+
+
+def test_an_address_that_cannot_be_used_is_named_by_file_and_field() -> None:
+    check_tracking(study_with("tracking: {uri: 'https://host:5000'}"))
+    with pytest.raises(TrackingError, match=r"^study: tracking.uri: tracking address 'foo://x' is neither"):
+        check_tracking(study_with("tracking: {uri: 'foo://x'}"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("https://me:secret@host:5000/x", "https://host:5000/x"),
+        ("https://me:se@cret@host/x@y", "https://host/x@y"),
+        ("https://host/x@y", "https://host/x@y"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("sqlite:///a@b/mlflow.db", "sqlite:///a@b/mlflow.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(uri: str, seen: str) -> None:
+    assert shown(uri) == seen
+
+
+def test_a_refusal_shows_no_password() -> None:
+    with pytest.raises(TrackingError) as caught:
+        check_uri("ftp://me:secret@host/x")
+    assert "'ftp://host/x'" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- figures and table
