@@ -101,6 +101,8 @@ class _Mirror:
             if record.seq >= self._next_seq:
                 self._next_seq = record.seq + 1
                 self._state.apply(record)
+                if record.event == "budget_opened":
+                    self._study_ids.pop(record["budget"], None)  # looked at anew: its variants may be others
                 if record.event in ("trial_suggested", "trial_started", "trial_ended", "trial_reopened"):
                     self._changed[record["trial"]] = None
                 if record.event == "trial_started":
@@ -140,18 +142,30 @@ class _Mirror:
     def _study_id(self, label: str) -> int:
         storage = self._connected()
         if label not in self._study_ids:
-            name = _name(self._state, label)
+            budget = self._state.budgets[label]
             try:
-                found = storage.get_study_id_from_name(name)
+                found = storage.get_study_id_from_name(_name(self._state, label))
             except KeyError:
-                found = storage.create_new_study([StudyDirection.MINIMIZE], name)
-                for key, value in (("budget", label), ("budget_flops", self._state.budgets[label].flops)):
-                    storage.set_study_user_attr(found, key, value)
-            for trial in storage.get_all_trials(found, deepcopy=False):
+                found = self._new_study(budget)
+            trials = storage.get_all_trials(found, deepcopy=False)
+            if _outgrown(trials, budget):
+                storage.delete_study(found)
+                found, trials = self._new_study(budget), []
+                for ours in budget.trials:
+                    self._known.pop(ours.trial_id, None)
+                self._changed = dict.fromkeys(ours.trial_id for ours in budget.trials) | self._changed
+            for trial in trials:
                 if (trial_id := trial.user_attrs.get(TRIAL_ATTRIBUTE)) is not None:
                     self._known[trial_id] = (trial._trial_id, trial.state)
             self._study_ids[label] = found
         return self._study_ids[label]
+
+    def _new_study(self, budget: BudgetState) -> int:
+        storage = self._connected()
+        made = storage.create_new_study([StudyDirection.MINIMIZE], _name(self._state, budget.label))
+        for key, value in (("budget", budget.label), ("budget_flops", budget.flops)):
+            storage.set_study_user_attr(made, key, value)
+        return made
 
     def _write(self, trial: Trial) -> None:
         study_id, storage = self._study_id(trial.budget), self._connected()
@@ -210,7 +224,7 @@ class _Mirror:
     def _distribution(self, param: Any, budget: BudgetState) -> BaseDistribution:
         """Variants are choices; all else is a learning rate."""
         if isinstance(param, str):
-            return CategoricalDistribution([cell["variant"] for cell in budget.cells])
+            return CategoricalDistribution(_choices(budget))
         low, high = self._learning_rates
         return FloatDistribution(min(low, param), max(high, param), log=True)
 
@@ -221,6 +235,17 @@ def _url(path_or_url: str | Path) -> str:
 
 def _name(state: StudyState, label: str) -> str:
     return f"{state.opened['study']}/{state.opened['run']}/{label}"
+
+
+def _choices(budget: BudgetState) -> list[str]:
+    return [cell["variant"] for cell in budget.cells]
+
+
+def _outgrown(trials: Iterable[FrozenTrial], budget: BudgetState) -> bool:
+    """Whether the budget has got other variants since these trials were written: Optuna takes no new choices then."""
+    written = [distribution for trial in trials for distribution in trial.distributions.values()]
+    choices = CategoricalDistribution(_choices(budget))
+    return any(isinstance(known, CategoricalDistribution) and known != choices for known in written)
 
 
 def _state_and_value(trial: Trial) -> tuple[TrialState, float | None]:

@@ -161,6 +161,32 @@ def test_a_trial_in_flight_is_running_and_a_new_view_ends_it(
     assert essence(path) == essence(whole)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_budget_that_gains_and_loses_variants_keeps_every_trial(at_once: bool, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    whole = synthetic_records(trials=3, budgets=[2e11])
+    opened = next(record for record in whole if record.event == "budget_opened")
+    f0, f1, f3 = opened["cells"]
+    before = next(record.seq for record in whole if record.get("variant") == "F3")
+    events = [(record.event, record.fields) for record in whole]
+    events[opened.seq] = ("budget_opened", opened.fields | {"cells": [f0, f1]})
+    events.insert(before, ("budget_opened", opened.fields | {"cells": [f0, f3]}))
+    records = [Record(place, 2e9 + place, *event) for place, event in enumerate(events)]
+    view = OptunaView(path, linger_s=0.01)
+    for record in records[:before]:
+        view.feed(record)
+    if not at_once:
+        assert view.close(60) == 0
+        view = OptunaView(path, linger_s=0.01)
+    for record in records if not at_once else records[before:]:
+        view.feed(record)
+    assert view.close(60) == 0
+    (trials,) = shown(path).values()
+    assert [(trial.params["variant"], trial.state) for trial in trials] == [
+        (variant, TrialState.COMPLETE) for variant in ("F0", "F1", "F3")
+    ]
+
+
 def test_feeding_again_and_rebuilding_change_nothing(records: list[Record], tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     few = records[: 1 + next(record.seq for record in records if record.event == "budget_closed")]
