@@ -25,6 +25,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from search.ray_logs import keep_ray_logs
+from search.terminal import shown
 from trainables.broker import Broker
 from trainables.worker import ControllerReporter, LossReporter, SliceSettings, serve
 
@@ -62,23 +64,29 @@ class FleetPlan:
 
 
 class Fleet:
-    """A context manager: enter to start the cluster (or join the one at `address`), then `lease` the slices."""
+    """A context manager: enter to start the cluster (or join the one at `address`), then `lease` the slices.
 
-    def __init__(self, plan: FleetPlan, *, address: str | None) -> None:
+    With `logs`, a folder, a cluster of one's own has its workers' warnings and errors in `logs/workers.log`, and Ray's
+    own logs in `logs/ray` if it ends with an error. Those of a cluster that was joined stay where it has them.
+    """
+
+    def __init__(self, plan: FleetPlan, *, address: str | None, logs: Path | None = None) -> None:
         self.plan, self.address = plan, address
+        self.logs = logs.absolute() if logs is not None and address is None else None
         self.broker_name = f"broker-{secrets.token_hex(4)}"
         self.broker: Any = None
         self.patience_s = GOING_HOME_S
         self.say: Callable[[str], None] = log.info
         self._leases: list[Lease] = []
         self._next_check = self._leased_at = 0.0
-        self._missed = False
+        self._missed = self._failed = False
         self.scratch = _new_scratch()
 
     def __enter__(self) -> Fleet:
         try:
             self._start()
-        except BaseException:
+        except BaseException as error:
+            self._failed = isinstance(error, Exception)
             self.close()
             raise
         return self
@@ -86,6 +94,7 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._failed |= isinstance(error, Exception)
         self.close()
 
     def _start(self) -> None:
@@ -135,6 +144,8 @@ class Fleet:
         """Ask for the slices; they come up in the background, and trials start on each as soon as it is there."""
         plan = self.plan
         self._leased_at = time.monotonic()
+        if self.logs is not None:
+            self.logs.mkdir(parents=True, exist_ok=True)
         for number in range(plan.slices):
             settings = SliceSettings(
                 name=f"slice-{number}",
@@ -143,6 +154,7 @@ class Fleet:
                 device=plan.device,
                 cores=plan.cores,
                 recycle_after=plan.recycle_after,
+                log=str(self.logs / "workers.log") if self.logs is not None else None,
             )
             self._leases.append(Lease(settings, plan.workers, self.scratch))
 
@@ -152,7 +164,7 @@ class Fleet:
         """
         for lease in self._leases:
             if lease.error is not None:
-                raise FleetError(f"{lease.name} could not be kept: {_last_line(lease.error)}") from lease.error
+                raise self._error(f"{lease.name} could not be kept: {_last_line(lease.error)}") from lease.error
         now = time.monotonic()
         if now < self._next_check:
             return
@@ -160,17 +172,22 @@ class Fleet:
         try:
             status = ray.get(self.broker.status.remote(), timeout=BROKER_ANSWERS_S)
         except ray.exceptions.RayError as error:
-            raise FleetError(
+            raise self._error(
                 f"the broker of the slices died ({_last_line(error)}); the same command goes on"
             ) from error
         for name, (times, text) in status["start_failures"].items():
             if times >= START_ATTEMPTS:
-                raise FleetError(f"{name} cannot start its workers ({times} times): {_last_line(text)}")
+                raise self._error(f"{name} cannot start its workers ({times} times): {_last_line(text)}")
         missing = [lease.name for lease in self._leases if lease.name not in status["ready"]]
         if missing and not self._missed and now > self._leased_at + SLOW_START_S:
             self._missed = True
             free = ", ".join(f"{amount:g} {name}" for name, amount in self._free().items()) or "nothing"
             self.say(f"waiting for {', '.join(missing)}: each needs {self._needs()}; the cluster has {free} free")
+
+    def _error(self, text: str) -> FleetError:
+        """The error to raise now; from here on Ray's own logs are worth keeping."""
+        self._failed = True
+        return FleetError(text if self.logs is None else f"{text}; see the logs in {shown(self.logs)}")
 
     def _needs(self) -> str:
         plan = self.plan
@@ -191,7 +208,16 @@ class Fleet:
             try:
                 ray.shutdown()
             finally:
+                self._keep_ray_logs()
                 shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _keep_ray_logs(self) -> None:
+        if self.logs is None or not self._failed:
+            return
+        try:
+            keep_ray_logs(self.scratch / "ray" / "session_latest" / "logs", self.logs / "ray")
+        except OSError:  # hides not the error that ended the fleet
+            log.exception("Ray's own logs could not be kept")
 
     def _send_home(self) -> None:
         end = time.monotonic() + self.patience_s

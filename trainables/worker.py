@@ -7,12 +7,13 @@ is the only file of the room that knows Ray.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,13 +24,18 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from trainables.config import TrialConfig, TrialRefused
+from trainables.worker_log import warnings_to
+
+log = logging.getLogger(__name__)
 
 PROBE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class SliceSettings:
-    """What a worker must know about its slice: `cores` is CPU threads per worker, `recycle_after` trials a process."""
+    """What a worker must know about its slice: `cores` is CPU threads per worker, `recycle_after` trials a process,
+    `log` the file for warnings and errors (None: they go where Ray puts them).
+    """
 
     name: str
     broker: str
@@ -37,6 +43,7 @@ class SliceSettings:
     device: str
     cores: int
     recycle_after: int | None = None
+    log: str | None = None
 
 
 class Recycle(Exception):  # noqa: N818 - a request, not an error
@@ -126,7 +133,8 @@ def serve(settings: dict[str, Any]) -> None:
     slice_ = SliceSettings(**settings)
     broker = ray.get_actor(slice_.broker, namespace=slice_.namespace)
     try:
-        _serve(slice_, broker)
+        with warnings_to(slice_.log, slice_.name) if slice_.log else nullcontext():
+            _serve(slice_, broker)
     except ray.exceptions.RayActorError:
         if _answers(broker):
             raise
@@ -176,6 +184,7 @@ def _serve(slice_: SliceSettings, broker: Any) -> None:
         except ray.exceptions.RayError:
             raise
         except Exception as error:
+            log.exception("%s: attempt %d raised an error", trial, attempt)
             raise LoopError(traceback.format_exc()) from error
         if rank == 0:
             report(ending)

@@ -49,19 +49,35 @@ def test_a_lease_whose_cluster_is_gone_ends_and_starts_no_other() -> None:
         assert not ray.is_initialized()
 
 
-def test_a_broker_that_died_is_said_and_its_workers_go_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_that_died_is_said_its_workers_go_home_and_what_they_and_ray_logged_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slices, "CHECK_EVERY_S", 0.1)
+    monkeypatch.chdir(tmp_path)
+    config = trial(tmp_path, "long", steps=5000, log_points=5000)
+    damaged = Path(config.checkpoint.folder) / "step-00000002.00000000.pt"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"no checkpoint")
+    logs = tmp_path / "logs"
     plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
-    with Fleet(plan, address=None) as fleet:
+    with Fleet(plan, address=None, logs=logs) as fleet:
         fleet.lease()
         driver = Driver(fleet)
-        driver.submit(trial(tmp_path, "long", steps=5000, log_points=5000))
+        driver.submit(config)
         driver.first("long", "progressed")
         ray.kill(fleet.broker)
         error = until(lambda: error_of(fleet), "the check to notice")
         assert "the broker of the slices died" in str(error)
+        assert str(error).endswith("; see the logs in logs")
         until(lambda: not any(lease.is_alive() for lease in fleet._leases), "the slice's run to end")
     assert not fleet.scratch.exists()
+    warning, *others = (logs / "workers.log").read_text().splitlines()
+    assert " WARNING slice-0 (process " in warning
+    assert f"checkpoint {damaged} is damaged" in warning
+    assert not [line for line in others if "State Transition" in line or "actor_name" in line]
+    kept = {path.name for path in (logs / "ray").iterdir()}
+    assert {"raylet.out", "gcs_server.out"} <= kept
+    assert any(name.startswith("worker-") for name in kept)
 
 
 def test_a_slice_that_cannot_be_had_is_said_and_does_not_hold_up_the_end(
