@@ -202,11 +202,11 @@ class TrackedStudy:
         label = record["budget"]
         if (run := self.runs.get(budget_key(label))) is None:
             run = self._new_run(record, budget_key(label), label, None, "budget")
-            variants = ", ".join(cell["variant"] for cell in record["cells"])
-            run.set_params(record, budget=label, budget_flops=record["flops"], variants=variants)
+            run.set_params(record, budget=label, budget_flops=record["flops"])
             run.set_tags(record, budget=label)
             self._budgets[label] = _Budget(record["index"], record["flops"])
-        run.set_tags(record, trials_planned=record["trials"], **self._common)
+        variants = ", ".join(cell["variant"] for cell in record["cells"])  # no parameters: those cannot change
+        run.set_tags(record, trials_planned=record["trials"], variants=variants, **self._common)
         run.set_status(record, "RUNNING")
 
     def _budget_closed(self, record: Record) -> None:

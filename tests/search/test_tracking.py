@@ -231,6 +231,9 @@ def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> Non
     assert tagged("2e11-FLOPs-009") == later
     add("trial_reopened", trial="2e11-FLOPs-000")
     assert tagged("budget 2e11 FLOPs") == later
+    opened = next(record for record in few if record.event == "budget_opened")
+    add("budget_opened", **opened.fields | {"cells": opened["cells"][:2]})
+    assert study.runs["budget 2e11 FLOPs"].changes(-1).tags["convscale.variants"] == "F0, F1"
     add("session_started", host="old", pid=3, slices=2, cores_per_slice=1, device="cpu")  # as early versions wrote it
     assert tagged("study") == ("0.2.0", "cpu")
 
