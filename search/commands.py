@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +42,7 @@ def plan_study(path: Path, console: Console) -> None:
         measured=measured_rates(earlier),
         goodput=time_split(earlier).undisturbed_goodput,
     )
-    render_plan(planned, console)
+    render_plan(replace(planned, warnings=(*splits.warnings(), *planned.warnings)), console)
 
 
 def has_rates_of(study: Study, records: Sequence[Record]) -> bool:

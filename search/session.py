@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import fsspec
 from rich.console import Console
@@ -40,6 +42,7 @@ from search.views import Views, check_tracking, optuna_path, tracking_address, w
 from trainables.data import DataError, Splits, open_splits
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +113,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             fleet = stack.enter_context(Fleet(plan, address=address))
             interrupts.take_over()
             budgets, warnings = opening.result()
-        if address is None:
-            warnings = [*warnings_here(study), *warnings]
-        else:
+        warnings = [*splits.warnings(), *(warnings_here(study) if address is None else []), *warnings]
+        if address is not None:
             plan = fleet.plan = replace(
                 plan,
                 device=device_of_cluster(fleet.resources()) if device == "auto" else device,
@@ -150,9 +152,9 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             reason, at_once = "interrupted", True
             fleet.patience_s = 1.0
         finally:
-            with ThreadPoolExecutor(1) as pool:  # the views come to their end while the slices go home
-                concluding = pool.submit(conclude, director, views, reason, folder, local, at_once=at_once)
-                stack.close()
+            # the views come to their end while the slices go home
+            concluding = in_background(lambda: conclude(director, views, reason, folder, local, at_once=at_once))
+            stack.close()
             undelivered = concluding.result()
 
     # ---- What came of it --------------------------------------------------------------------------------------------
@@ -187,6 +189,20 @@ def open_data(study: Study) -> Splits:
         return open_splits(study.data_config())
     except DataError as error:
         raise StudyError(f"{study.source}: {error}") from error
+
+
+def in_background(call: Callable[[], Result]) -> Future[Result]:
+    """A call on a thread of its own, which holds no process up that is interrupted meanwhile."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def exit_status(state: StudyState) -> int:

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -387,6 +388,35 @@ def test_a_second_interrupt_ends_the_search_as_interrupted_and_draws_nothing(
     ]
     assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
     assert waited == [2]
+
+
+def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, delivered = threading.Event(), []
+
+    def hang(_: Views, timeout_s: float) -> int:
+        delivered.append(over.wait(timeout_s))
+        return 0
+
+    monkeypatch.setattr(Views, "close", hang)
+    monkeypatch.setattr(NoFleet, "__exit__", interrupted_again)
+    searches(lambda director, fleet: setattr(director, "interrupted", True))
+    monkeypatch.setattr(session, "write_results", lambda *_: [])
+    write_study(tracking={"enabled": False})
+    assert called("search", "digits.yaml")[0] == 130
+    assert delivered == []
+    over.set()
+
+
+def test_files_of_the_data_that_are_left_out_are_told(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Splits, "warnings", lambda self: ["80 files [.tif] are left out"])
+    searches(interrupted_again)
+    write_study(tracking={"enabled": False})
+    assert "80 files [.tif] are left out" in called("search", "digits.yaml")[1]
+    assert "Warning: 80 files [.tif] are left out" in called("plan", "digits.yaml")[1]
 
 
 def test_more_threads_than_the_machine_has_are_warned_of(
