@@ -198,12 +198,12 @@ def flops_per_image(config: TrialConfig) -> float:
 
 def identity(config: TrialConfig) -> dict[str, Any]:
     """What a trial's result depends on: the config without its name, how it is measured, how often it logs and saves,
-    and where its data stand (the same images may have moved).
+    where its data stand (the same images may have moved), and what becomes of images that cannot be read.
     """
     values = config.to_dict()
     for name in ("trial_id", "checkpoint", "log_points", "flops_per_image", "eval_batch_size"):
         del values[name]
-    for name in ("path", "decode_workers"):
+    for name in ("path", "bad_images", "decode_workers"):
         del values["data"][name]
     return values
 
@@ -215,7 +215,7 @@ def newest_state(checkpoints: Checkpoints, config: TrialConfig) -> dict[str, Any
         return None
     state = found[1]
     saved, given = _flat(state["config"]), _flat(identity(config))
-    for name in sorted(saved.keys() | given.keys()):
+    for name in sorted(given):  # a checkpoint of an earlier version may hold more
         if saved.get(name) != given.get(name):
             raise TrialRefused(
                 f"{checkpoints.folder}: its checkpoint is of another trial: {name} was {saved.get(name)!r} and is now "

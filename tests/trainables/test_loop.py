@@ -305,11 +305,26 @@ def test_a_device_without_the_memory_is_a_refusal_and_a_host_without_it_an_error
 def test_where_the_data_stand_and_how_they_are_measured_is_no_part_of_a_trials_identity(runtime, tmp_path, undisturbed):
     config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
     assert "eval_batch_size" not in identity(config)
-    assert not {"path", "decode_workers"} & identity(config)["data"].keys()
+    assert not {"path", "bad_images", "decode_workers"} & identity(config)["data"].keys()
     first = Events(stop_at=3)
     train(config, runtime, first, should_stop=first.should_stop)
-    again = dataclasses.replace(config, eval_batch_size=32, data=dataclasses.replace(config.data, path="elsewhere"))
+    data = dataclasses.replace(config.data, path="elsewhere", bad_images="skip")
+    again = dataclasses.replace(config, eval_batch_size=32, data=data)
     assert train(again, runtime, Events()).heldout_loss == pytest.approx(undisturbed[0].heldout_loss)
+
+
+def test_a_checkpoint_that_tells_more_of_its_trial_is_gone_on_with(runtime, tmp_path, undisturbed):
+    """As earlier versions wrote them, which counted more as a trial's identity."""
+    config = tiny_trial(tmp_path, optimiser__ema_decay=0.9)
+    first = Events(stop_at=3)
+    train(config, runtime, first, should_stop=first.should_stop)
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    step, state = checkpoints.load_latest()
+    state["config"]["data"]["bad_images"] = "skip"
+    checkpoints.save(step, state)
+    again = Events()
+    assert train(config, runtime, again).heldout_loss == undisturbed[0].heldout_loss
+    assert again.named("started") == [{"event": "started", "step": 3}]
 
 
 def test_another_number_of_threads_is_told(runtime, tmp_path, caplog, monkeypatch):
