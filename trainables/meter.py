@@ -97,15 +97,15 @@ class Meter:
         `previous` speaks of an attempt that died: {"step": reached, "meter": its last, "time": Unix seconds of its
         last report}. If it got further than the checkpoint, its meter is the one that goes on, and the steps up to
         `reached` count as repeated. The time from the last sign of it (a report, or the checkpoint's `saved_at`) to
-        `now`, the Unix time at which this meter was made, is dead time.
+        `now`, the Unix time at which this meter was made, is dead time. An attempt of an earlier session has no "time":
+        what passes between sessions is not the trial's.
         """
         base = saved
         if previous is not None:
             if previous["step"] > step and previous.get("meter"):
                 base, self.steps_reached = previous["meter"], int(previous["step"])
-            last_sign = max(previous.get("time") or 0.0, saved_at or 0.0)
-            if last_sign:
-                self.add("restart", max(0.0, now - last_sign))
+            if (reported_at := previous.get("time")) is not None:
+                self.add("restart", max(0.0, now - max(reported_at, saved_at or 0.0)))
         if base is not None:
             for bucket in BUCKETS:
                 self.seconds[bucket] += base["seconds"][bucket]

@@ -131,6 +131,16 @@ def test_a_dead_attempts_lost_steps_are_repeated_and_its_silence_is_dead_time(cl
     assert summary["images"] == 4 * 8
 
 
+def test_what_passes_between_two_sessions_is_not_dead_time_though_lost_steps_are_repeated(clock):
+    saved, last = trained(clock, 1).to_dict(), trained(clock, 3).to_dict()
+    meter = trained(clock, 0)
+    meter.resume(1, saved, saved_at=1000.0, previous={"step": 3, "meter": last}, now=1000.0 + 10 * 3600)
+    summary = meter.summary()
+    assert summary["seconds_restart"] == 0
+    assert summary["core_hours_total"] == pytest.approx((5 + 9 + 5) * 4 / 3600)
+    assert [meter.bucket_of(step) for step in (1, 2, 3)] == ["repeated", "repeated", "productive"]
+
+
 def test_an_attempt_that_died_while_it_repeated_is_still_repeated(clock):
     meter = Meter(cores=1, clock=clock)
     meter.resume(0, None, previous={"step": 5, "meter": trained(clock, 5).to_dict(), "time": 10.0}, now=12.0)
