@@ -22,8 +22,8 @@ _EDGE = 1e-9
 
 
 def slug(label: str) -> str:
-    """A budget's label fit for a path: "2e13 FLOPs" as "2e13-FLOPs", "2.5e+4 core-hours" as "2.5e4-core-hours"."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", label.replace("+", "")).strip("-.")
+    """A budget's label fit for a path: "2.5e+4 core-hours" as "2.5e4-core-hours", ".5 GFLOPs" as "0.5-GFLOPs"."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", re.sub(r"^\.(?=[0-9])", "0.", label.replace("+", ""))).strip("-.")
 
 
 @dataclass(frozen=True, slots=True)

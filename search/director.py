@@ -23,8 +23,8 @@ from search.study import Study
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A trial to run: its config as JSON values, and what an attempt that was lost last reported (None for a first
-    attempt).
+    """A trial to run: its config as JSON values, and the `{"step", "meter"}` that it last reported in an earlier
+    session (None if it did not).
     """
 
     trial: str
@@ -68,6 +68,7 @@ class Director:
 
     def __post_init__(self) -> None:
         self.state = StudyState.of(self.ledger.records)
+        self.budgets = self.state.named(self.budgets)
         cells = self._cells()
         open_trials = [trial for trial in self.state.trials.values() if trial.outcome is None]
         self._resumed = [trial.trial_id for trial in open_trials if (trial.budget, trial.variant) in cells]
@@ -115,7 +116,7 @@ class Director:
     def _new_trials(self) -> Iterator[Trial]:
         for budget in self.budgets:
             known = self.state.budgets.get(budget.label)
-            if known is None or known.trials_planned < budget.trials:
+            if known is None or not known.opened_as(budget):
                 known = self._open(budget)
             while self._tried(budget, known) < budget.trials and budget.label not in self._exhausted:
                 if (point := self._propose(budget, known)) is not None:
@@ -125,7 +126,7 @@ class Director:
             self._close_if_done(known)
 
     def _tried(self, budget: Budget, known: BudgetState) -> int:
-        """Trials that count: those whose point is on the grid as the study has it now."""
+        """Trials that count: those whose variant and learning rate the study still has."""
         space = self._space(budget)
         return sum(space.holds(trial) for trial in known.trials)
 
@@ -187,14 +188,14 @@ class Director:
             classes=self.classes,
             folder=f"{self.folder.rstrip('/')}/trials/{trial.trial_id}",
         )
-        previous = {"step": trial.step, "meter": trial.meter, "time": trial.reported_at} if trial.meter else None
+        previous = {"step": trial.step, "meter": trial.meter} if trial.meter else None
         return Suggestion(trial.trial_id, config.to_dict(), trial.attempt, previous)
 
     def _cell(self, trial: Trial) -> Cell:
         return next(budget for budget in self.budgets if budget.label == trial.budget).cell(trial.variant)
 
     def _close_if_done(self, known: BudgetState) -> None:
-        if not known.closed and all(trial.outcome is not None for trial in known.trials):
+        if known.ended and not known.closed:
             best = known.best
             self.write("budget_closed", budget=known.label, best=best.trial_id if best else None)
 

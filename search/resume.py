@@ -8,6 +8,7 @@ from search.budgets import amounts_in_flops
 from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study
+from search.units import same_amount
 from trainables.data import Splits
 
 
@@ -28,7 +29,7 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
     before, now = state.opened["identity"], study.identity()
     changed = [
         f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted(now)  # a run of an earlier version may have kept more
         if before.get(key) != now.get(key)
     ]
     changed += [
@@ -38,7 +39,7 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
     ]
     for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):
         known = state.budgets.get(quantity.label)
-        if known is not None and abs(known.flops / flops - 1) > 1e-6:
+        if known is not None and not same_amount(known.flops, flops):
             changed.append(f"budget {quantity.label}: was {known.flops:.4g} FLOPs, now {flops:.4g}")
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")

@@ -66,7 +66,8 @@ class Data(Section):
     flip: bool = Field(default=False, description="Mirror half of the training images; not for digits or letters.")
     bad_images: Literal["error", "skip"] = Field(
         default="error",
-        description="An image that cannot be read is an error that names it, or is left out and counted (skip).",
+        description="An image that cannot be read is an error that names it, or is left out and counted (skip). "
+        "May change while a study goes on.",
     )
     decode_workers: int = Field(
         default=0,
@@ -91,7 +92,8 @@ class Model(Section):
     variants: tuple[str, ...] = Field(
         default=("F0", "F1", "F3", "F3+", "F7", "F7+"),
         min_length=1,
-        description="The variants (depths) to search; default: the paper's six.",
+        description="The variants (depths) to search; default: the paper's six. "
+        "May change while a study goes on: trials of one that is taken out stay in its results.",
     )
     width: float = Field(
         default=1.0,

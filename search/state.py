@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.ledger import Record
+from search.units import same_amount
 
 if TYPE_CHECKING:
     from search.budgets import Budget
@@ -30,7 +31,6 @@ class TrialState:
     parameters: int
     params: dict[str, Any]
     suggested_at: float
-    reported_at: float = 0.0
     attempt: int = 0
     step: int = 0
     checkpoint_step: int | None = None
@@ -46,12 +46,17 @@ class TrialState:
 
 @dataclass(slots=True)
 class BudgetState:
-    """One budget as the ledger knows it, and its trials in the order of suggestion."""
+    """One budget as the ledger knows it, and its trials in the order of suggestion.
+
+    `variants` are those it was last opened with, the ones whose trials are waited for; `cells` also has those that the
+    study has taken out since.
+    """
 
     label: str
     flops: float
     trials_planned: int
     cells: list[dict[str, Any]]
+    variants: frozenset[str]
     trials: list[TrialState] = field(default_factory=list)
     closed: bool = False
 
@@ -60,6 +65,15 @@ class BudgetState:
         """The finished trial with the lowest held-out loss, or None."""
         finished = [trial for trial in self.trials if trial.outcome == "finished"]
         return min(finished, key=lambda trial: trial.heldout_loss, default=None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no trial of its variants is unfinished."""
+        return all(trial.outcome is not None for trial in self.trials if trial.variant in self.variants)
+
+    def opened_as(self, budget: Budget) -> bool:
+        """Whether it was last opened with the variants that this budget has, and with as many trials, or more."""
+        return self.trials_planned >= budget.trials and self.variants == {cell.variant for cell in budget.cells}
 
 
 @dataclass(slots=True)
@@ -79,10 +93,21 @@ class StudyState:
             state.apply(record)
         return state
 
+    def named(self, budgets: Iterable[Budget]) -> list[Budget]:
+        """These budgets under the labels of the ledger: a budget is known by its FLOPs, however the study spells it."""
+        return [
+            replace(budget, label=known.label, flops=known.flops) if (known := self._known(budget)) else budget
+            for budget in budgets
+        ]
+
+    def _known(self, budget: Budget) -> BudgetState | None:
+        same = [known for known in self.budgets.values() if same_amount(known.flops, budget.flops)]
+        return next((known for known in same if known.label == budget.label), same[0] if same else None)
+
     def covers(self, budgets: Sequence[Budget]) -> bool:
-        """Whether each of these budgets was opened with as many trials, and has been closed."""
-        known = [(budget, self.budgets.get(budget.label)) for budget in budgets]
-        return all(here is not None and here.closed and here.trials_planned >= budget.trials for budget, here in known)
+        """Whether each of these budgets was opened as it is now, and has been closed."""
+        known = [(budget, self.budgets.get(budget.label)) for budget in self.named(budgets)]
+        return all(here is not None and here.closed and here.opened_as(budget) for budget, here in known)
 
     def apply(self, record: Record) -> None:
         """Take one event into account. Unknown events (from a later version) are passed over."""
@@ -94,13 +119,15 @@ class StudyState:
             case "study_ended":
                 self.ended = True
             case "budget_opened":
+                cells = {cell["variant"]: cell for cell in record["cells"]}
                 known = self.budgets.get(record["budget"])
                 if known is None:
                     self.budgets[record["budget"]] = BudgetState(
-                        record["budget"], record["flops"], record["trials"], record["cells"]
+                        record["budget"], record["flops"], record["trials"], record["cells"], frozenset(cells)
                     )
                 else:
-                    known.trials_planned, known.closed = record["trials"], False
+                    known.trials_planned, known.variants, known.closed = record["trials"], frozenset(cells), False
+                    known.cells = list(({cell["variant"]: cell for cell in known.cells} | cells).values())
             case "budget_closed":
                 self.budgets[record["budget"]].closed = True
             case "trial_suggested":
@@ -130,7 +157,7 @@ class StudyState:
                 trial.attempt, trial.step = record["attempt"], record["step"]
             case "trial_progressed":
                 trial = self.trials[record["trial"]]
-                trial.step, trial.meter, trial.reported_at = record["step"], record["meter"], record.time
+                trial.step, trial.meter = record["step"], record["meter"]
             case "images_unreadable":
                 self.unreadable.update(dict.fromkeys(record["images"]))
             case "trial_checkpointed":

@@ -14,7 +14,7 @@ from models.families import FAMILIES, check_model, variants
 from models.names import known_name
 from search.complaints import complaints, show
 from search.sections import Compute, Data, Epochs, LearningRate, Model, Search, Section, Tracking, Training
-from search.units import Quantity, parse_quantity
+from search.units import Quantity, parse_quantity, same_amount
 from search.yaml_file import YamlError, parse_yaml
 from trainables.config import (
     CheckpointConfig,
@@ -27,8 +27,6 @@ from trainables.config import (
 
 if TYPE_CHECKING:
     from search.budgets import Cell
-
-_NOT_PART_OF_A_RESULT = ("checkpoint", "eval_batch_size", "log_points")
 
 
 class StudyError(ValueError):
@@ -136,21 +134,20 @@ class Study(Section):
     def identity(self) -> dict[str, Any]:
         """What results depend on, as JSON values by dotted name: equal identities may share a ledger.
 
-        Left out: what may change between two runs of one study (budgets, search, compute, tracking, storage), and what
-        changes no number (checkpoints, points of the curve, decoding processes, batch size of the evaluation).
+        Left out: what may change while a study goes on (budgets, variants, range of epochs, search, compute, tracking,
+        storage), and what changes no number (where the images lie, what becomes of unreadable ones, decoding processes,
+        checkpoints, points of the curve, batch size of the evaluation).
         """
-        training = {key: value for key, value in self.training.model_dump().items() if key not in _NOT_PART_OF_A_RESULT}
-        data = {key: value for key, value in self.data.model_dump().items() if key != "decode_workers"}
         sections = {
-            "data": data,
-            "model": self.model.model_dump(),
-            "epochs": self.epochs.model_dump(),
+            "data": self.data.model_dump(exclude={"path", "bad_images", "decode_workers"}),
+            "model": self.model.model_dump(exclude={"variants"}),
+            "epochs": self.epochs.model_dump(include={"grid"}),
             # the bounds may move while a study goes on, the grid's points may not
             "learning_rate": {
                 "base": self.learning_rate.base_rate(self.training.batch_size),
                 "factor": self.learning_rate.factor,
             },
-            "training": training,
+            "training": self.training.model_dump(exclude={"checkpoint", "eval_batch_size", "log_points"}),
         }
         return _flat(sections)
 
@@ -213,12 +210,9 @@ class Study(Section):
         rate = self.compute.flops_per_core_second
         problems: list[str] = []
         for place, (low, high) in enumerate(zip(self.budgets, self.budgets[1:], strict=False), start=1):
-            if (low.unit, low.device) == (high.unit, high.device):
-                rises: bool | None = low.amount < high.amount
-            else:
-                before, after = low.flops(rate), high.flops(rate)
-                rises = None if before is None or after is None else before < after
-            if rises is False:
+            alike = (low.unit, low.device) == (high.unit, high.device)
+            before, after = (low.amount, high.amount) if alike else (low.flops(rate), high.flops(rate))
+            if before is not None and after is not None and (after < before or same_amount(before, after)):
                 problems.append(
                     f"budgets[{place}]: {show(high)} given after {show(low)}; "
                     "allowed: rising budgets, none twice; sort them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Quantity:
             return self.amount
         rate = flops_per_core_second if self.device is None else KNOWN_FLOPS_PER_CORE_SECOND[self.device]
         return None if rate is None else self.amount * SECONDS_PER_HOUR * rate
+
+
+def same_amount(one: float, other: float) -> bool:
+    """Whether two amounts in one unit are the same budget: spellings and rates of a core round differently."""
+    return math.isclose(one, other, rel_tol=1e-6)
 
 
 def parse_quantity(text: object) -> Quantity:

@@ -226,7 +226,7 @@ def test_the_same_training_in_two_budgets_is_warned_of() -> None:
         ("400 core-hours", "400-core-hours"),
         ("400 TPU-v4 core-hours", "400-TPU-v4-core-hours"),
         ("2.5e+4 FLOPs", "2.5e4-FLOPs"),
-        (".5 PFLOPs", "5-PFLOPs"),
+        (".5 PFLOPs", "0.5-PFLOPs"),
         ("../x y", "x-y"),
     ],
 )

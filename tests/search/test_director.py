@@ -343,11 +343,11 @@ def test_open_trials_are_handed_out_first_with_what_they_last_reported(
         second = world.suggest()
         for _ in range(3):
             world.step()  # started, progressed and checkpointed; then the driver is killed
-        reported_at = next(r.time for r in world.ledger.records if r.event == "trial_progressed")
     with World(study, budgets, tmp_path) as world:
         again = world.suggest()
         assert (again.trial, again.config, again.attempt) == (first.trial, first.config, 1)
-        assert again.previous == {"step": 1, "meter": {"flops": 0.5}, "time": reported_at}
+        # no time: what passes between two sessions is not the trial's
+        assert again.previous == {"step": 1, "meter": {"flops": 0.5}}
         unstarted = world.suggest()
         assert (unstarted.trial, unstarted.attempt, unstarted.previous) == (second.trial, 0, None)
         world.run()
@@ -450,6 +450,108 @@ def test_a_failed_trial_counts_and_is_not_tried_again(study: Study, budgets: lis
         assert isinstance(world.director.suggest(), Finished)
         assert world.director.done
         assert world.ledger.records[-1].fields == {"budget": "4e9 FLOPs", "best": None}
+
+
+@pytest.mark.parametrize("label", ["4e+9 FLOPs", "4.0e9 FLOPs", "4 GFLOPs", "4.000000001e9 FLOPs"])
+def test_a_budget_that_is_spelt_anew_is_the_same(
+    study: Study, budgets: list[Budget], undisturbed: Path, tmp_path: Path, label: str
+) -> None:
+    respelt = open_budgets(read_study(STUDY.replace("4e9 FLOPs", label)), 1437, 10)[0]
+    assert respelt[0].label == label
+    for kept in (10_000, 30):  # a whole search, and one that was interrupted
+        folder = tmp_path / str(kept)
+        cut(undisturbed, folder, kept)
+        with World(study, respelt, folder) as world:
+            assert world.director.done is (kept == 10_000)
+            world.run()
+            assert world.director.done
+            assert world.director.state.covers(respelt)
+        assert outcomes(folder) == outcomes(undisturbed)
+        assert told(folder, "budget_opened") == ["4e9 FLOPs", "8e9 FLOPs"]
+
+
+def with_variants(*variants: str) -> tuple[Study, list[Budget]]:
+    """The study with other variants and every point of its grid, and its smaller budget."""
+    text = STUDY.replace("[F0, F1]", f"[{', '.join(variants)}]").replace("sampler: tpe, trials: 8", "sampler: grid")
+    other = read_study(text)
+    return other, open_budgets(other, 1437, 10)[0][:1]
+
+
+def test_a_variant_that_is_added_later_is_searched_in_a_budget_that_was_closed(tmp_path: Path) -> None:
+    for variants in (["F0"], ["F0", "F1"]):
+        with World(*with_variants(*variants), tmp_path) as world:
+            assert not world.director.done
+            world.run()
+            assert world.director.done
+    trials = StudyState.of(read_ledger(str(tmp_path))).trials
+    assert list(trials) == [f"4e9-FLOPs-{number:03d}" for number in range(10)]
+    assert [trial.variant for trial in trials.values()] == ["F0"] * 5 + ["F1"] * 5
+    assert told(tmp_path, "budget_opened") == told(tmp_path, "budget_closed") == ["4e9 FLOPs"] * 2
+
+
+def test_a_variant_that_is_taken_out_later_keeps_its_trials_and_gets_no_more(tmp_path: Path) -> None:
+    with World(*with_variants("F0", "F1"), tmp_path) as world:
+        world.run()
+    before = outcomes(tmp_path)
+    for _ in range(2):
+        with World(*with_variants("F0"), tmp_path) as world:
+            assert isinstance(world.director.suggest(), Finished)
+            assert world.director.done
+    assert outcomes(tmp_path) == before
+    assert told(tmp_path, "budget_opened") == told(tmp_path, "budget_closed") == ["4e9 FLOPs"] * 2
+
+
+def test_open_trials_of_a_variant_that_was_taken_out_are_left_alone_until_it_comes_back(tmp_path: Path) -> None:
+    """Wherever the search was killed before."""
+    whole = tmp_path / "whole"
+    with World(*with_variants("F0", "F1"), whole) as world:
+        world.run()
+    variant_of = {trial.trial_id: trial.variant for trial in world.director.state.trials.values()}
+    for kept in range(len(read_ledger(str(whole)))):
+        folder = tmp_path / str(kept)
+        cut(whole, folder, kept)
+        before = outcomes(folder)
+        with World(*with_variants("F0"), folder) as world:
+            world.run()
+            assert world.director.done, kept
+        alone = {t: outcome for t, outcome in before.items() if variant_of[t] == "F1"}
+        after = outcomes(folder)
+        assert {t: after[t] for t in alone} == alone, kept
+        with World(*with_variants("F0", "F1"), folder) as world:
+            assert not world.director.done, kept
+            world.fill()
+            open_before = [t for t, outcome in alone.items() if outcome is None]
+            assert [suggestion.trial for suggestion, _ in world.flying][: len(open_before)] == open_before
+            world.run()
+            assert world.director.done, kept
+        points = [(t.variant, t.learning_rate) for t in world.director.state.trials.values()]
+        assert len(points) == len(set(points)) == 10, kept
+        assert None not in outcomes(folder).values(), kept
+        assert max(Counter(told(folder, "trial_ended")).values()) == 1, kept
+
+
+def test_failed_trials_of_a_variant_that_was_taken_out_are_not_tried_again(tmp_path: Path) -> None:
+    with World(*with_variants("F0", "F1"), tmp_path) as world:
+        world.run()
+    assert Counter(outcomes(tmp_path).values())["failed"] == 1  # of F1
+    with World(*with_variants("F0"), tmp_path) as world:
+        world.director.reopen_failed()
+        world.run()
+        assert world.director.done
+    assert told(tmp_path, "trial_reopened") == []
+
+
+def test_failed_trials_are_tried_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    study, budgets = with_variants("F0", "F1")
+    with World(study, budgets, tmp_path) as world:
+        world.run()
+    with World(study, budgets, tmp_path) as world:
+        world.director.reopen_failed()
+        assert not world.director.done
+        world.run()
+        assert world.director.done
+    (failed,) = told(tmp_path, "trial_reopened")
+    assert Counter(told(tmp_path, "trial_ended"))[failed] == 2
 
 
 def test_open_trials_of_a_budget_that_was_taken_out_are_left_alone(

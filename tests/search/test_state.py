@@ -70,7 +70,7 @@ def test_a_trial_in_training_has_its_attempt_its_checkpoint_and_what_it_last_rep
     progressed = told("trial_progressed")[0]
     assert trial.outcome is None
     assert (trial.attempt, trial.step, trial.checkpoint_step) == (1, progressed["step"], progressed["step"])
-    assert (trial.meter, trial.reported_at) == (progressed["meter"], progressed.time)
+    assert trial.meter == progressed["meter"]
     assert trial.suggested_at == told("trial_suggested")[0].time
 
     again = Record(end.seq, end.time, "trial_started", {"trial": end["trial"], "attempt": 2, "step": 3, "slice": 0})
@@ -93,6 +93,21 @@ def test_a_budget_that_is_opened_again_keeps_its_trials_and_is_no_longer_closed(
     state.apply(Record(len(RECORDS), 2e9, "budget_opened", {**opened.fields, "trials": 20}))
     budget = state.budgets[opened["budget"]]
     assert (budget.trials_planned, budget.closed, len(budget.trials)) == (20, False, 15)
+
+
+def test_a_budget_that_is_opened_with_other_variants_waits_for_theirs_and_keeps_the_cells_of_the_others() -> None:
+    state, opened = StudyState.of(RECORDS), told("budget_opened")[0]
+    f0, f1, f3 = opened["cells"]
+    f7 = {**f3, "variant": "F7"}
+    state.apply(Record(len(RECORDS), 2e9, "budget_opened", {**opened.fields, "cells": [f7, f0]}))
+    budget = state.budgets[opened["budget"]]
+    assert (budget.variants, budget.cells) == ({"F7", "F0"}, [f0, f1, f3, f7])
+    assert budget.ended
+    (other, own) = (next(t for t in budget.trials if t.variant == variant) for variant in ("F3", "F0"))
+    other.outcome = None
+    assert budget.ended
+    own.outcome = None
+    assert not budget.ended
 
 
 def test_a_study_that_is_taken_up_again_has_not_ended() -> None:

@@ -239,6 +239,7 @@ def test_wrong_data_is_refused(data: str, expected: list[str]) -> None:
         ("[1 FLOPs, null]", ["budgets[1]: null given", "an amount and a unit"]),
         ("[{a: b}]", ['budgets[0]: {"a": "b"} given', "an amount and a unit"]),
         ("[2 FLOPs, 1 FLOPs]", ["budgets[1]: 1 FLOPs given after 2 FLOPs", "rising"]),
+        ("[1e12 FLOPs, 1.0000001e12 FLOPs]", ["budgets[1]: 1.0000001e12 FLOPs given after 1e12 FLOPs", "none twice"]),
         ("[1 TFLOPs, 1e12 FLOPs]", ["budgets[1]: 1e12 FLOPs given after 1 TFLOPs", "none twice"]),
         ("[1 TPU-v4 core-hours, 1e12 FLOPs]", ["budgets[1]: 1e12 FLOPs given after 1 TPU-v4 core-hours", "rising"]),
     ],
@@ -448,7 +449,8 @@ def test_an_identity_survives_json() -> None:
     identity = read_study(MINIMAL).identity()
     assert json.loads(json.dumps(identity)) == identity
     assert identity["training.warmup.fraction"] == 0.05
-    assert identity["model.variants"] == ["F0", "F1", "F3", "F3+", "F7", "F7+"]
+    grid = read_study(MINIMAL + "epochs: {grid: [1, 2]}").identity()
+    assert json.loads(json.dumps(grid))["epochs.grid"] == [1.0, 2.0]
 
 
 def variations(*fields: str) -> Iterator[str]:
@@ -459,7 +461,7 @@ def variations(*fields: str) -> Iterator[str]:
     "changed",
     [
         *variations("training: {momentum: 0.8}", "training: {seed: 1}", "training: {warmup: {steps: 3}}"),
-        *variations("model: {variants: [F0]}", "learning_rate: {base: 1}", "epochs: {max: 9}"),
+        *variations("model: {width: 2}", "learning_rate: {base: 1}", "epochs: {grid: [1, 2]}"),
         MINIMAL.replace("image_size: 32", "image_size: 64"),
     ],
 )
@@ -473,9 +475,18 @@ def test_what_results_depend_on_is_part_of_the_identity(changed: str) -> None:
         *variations("compute: {slices: 2}", "search: {trials: 9}", "tracking: {enabled: false}", "storage: elsewhere"),
         *variations("training: {checkpoint: {every_s: 5}}", "training: {log_points: 3}"),
         *variations("learning_rate: {max: 6.4}", "learning_rate: {base: 1.6}"),
+        *variations("model: {variants: [F0]}", "epochs: {max: 9}", "epochs: {min: 0.1}"),
         MINIMAL.replace("image_size: 32", "image_size: 32, decode_workers: 2"),
+        MINIMAL.replace("image_size: 32", "image_size: 32, bad_images: skip"),
         MINIMAL.replace("20 GFLOPs", "20 GFLOPs, 40 GFLOPs"),
     ],
 )
 def test_what_results_do_not_depend_on_may_change(changed: str) -> None:
     assert read_study(changed).identity() == read_study(MINIMAL).identity()
+
+
+def test_images_may_be_moved() -> None:
+    here, there = (
+        read_study(MINIMAL.replace("source: digits", f"source: folder, path: {path}")) for path in ("/here", "/there")
+    )
+    assert here.identity() == there.identity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.units import KNOWN_FLOPS_PER_CORE_SECOND, Quantity, parse_quantity
+from search.units import KNOWN_FLOPS_PER_CORE_SECOND, Quantity, parse_quantity, same_amount
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_core_hours_of_a_known_device_have_its_rate() -> None:
     quantity = parse_quantity("400 tpu-v4 core-hours")
     assert quantity == Quantity("400 TPU-v4 core-hours", 400, "core-hours", "TPU-v4")
     assert quantity.flops(1e9) == 400 * 3600 * KNOWN_FLOPS_PER_CORE_SECOND["TPU-v4"]
+
+
+@pytest.mark.parametrize("other", ["1e+10 FLOPs", "1.0e10 FLOPs", "10 GFLOPs", "0.01 TFLOPs", "1.0000001e10 FLOPs"])
+def test_one_amount_has_many_spellings(other: str) -> None:
+    assert same_amount(parse_quantity("1e10 FLOPs").amount, parse_quantity(other).amount)
+    assert not same_amount(parse_quantity("1.00001e10 FLOPs").amount, parse_quantity(other).amount)
 
 
 def test_the_rate_of_a_tpu_v4_core_is_what_the_papers_smallest_run_implies() -> None:
