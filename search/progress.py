@@ -217,8 +217,9 @@ class ProgressView:
         for budget in self._state.budgets.values():
             if budget.closed:
                 continue
-            left += sum(trial.flops - _work(trial) for trial in budget.trials if trial.outcome is None)
-            left += budget.flops * max(0, budget.trials_planned - len(budget.trials))
+            wanted = [trial for trial in budget.trials if trial.variant in budget.variants]
+            left += sum(trial.flops - _work(trial) for trial in wanted if trial.outcome is None)
+            left += budget.flops * max(0, budget.trials_planned - len(wanted))
         return left + sum(
             budget.flops * budget.trials for budget in self._planned.values() if budget.label not in self._state.budgets
         )

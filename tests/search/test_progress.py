@@ -154,6 +154,20 @@ def test_time_left_follows_the_flops_of_this_session_only() -> None:
     assert view.time_left() == 0
 
 
+def test_nothing_is_left_of_a_variant_that_the_study_has_taken_out() -> None:
+    records, clock = synthetic_records(trials=2, budgets=[2e11]), Clock()
+    second = next(record.seq for record in records if record.get("variant") == "F1")
+    view = ProgressView(Console(file=io.StringIO()), live=False, clock=clock)
+    for record in records[: second + 1]:
+        view.feed(record)
+    clock.now += 60
+    assert view.time_left() == pytest.approx(60, rel=0.02)
+    opened = next(record for record in records if record.event == "budget_opened")
+    fewer = opened.fields | {"trials": 1, "cells": opened["cells"][:1]}
+    view.feed(event(records[: second + 1], "budget_opened", **fewer))
+    assert view.time_left() == 0
+
+
 def test_on_a_terminal_the_panel_is_drawn_and_left_on_the_screen() -> None:
     text = fed(synthetic_records(trials=6, fail=2), terminal=True)
     assert "\x1b[" in text
