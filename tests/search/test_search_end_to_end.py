@@ -293,14 +293,27 @@ def test_a_reader_that_goes_away_ends_no_search(tmp_path: Path) -> None:
     assert [trial.outcome for trial in state.trials.values()] == ["finished", "finished"]
 
 
-def test_trials_that_all_fail_end_the_search_with_their_reason(tmp_path: Path, start: Callable[..., Command]) -> None:
+def test_trials_that_all_fail_end_the_search_with_their_reason_and_are_tried_again_once_that_is_mended(
+    tmp_path: Path, start: Callable[..., Command]
+) -> None:
     write_images(tmp_path / "images")
     text = STUDY.replace("source: digits", "source: folder, path: images, bad_images: error")
-    study = study_file(tmp_path, text.replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]"))
+    text = text.replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]")
+    study, run = study_file(tmp_path, text), tmp_path / "runs" / "tiny" / "run-1"
     command = start("search", study)
     assert command.wait() == 1, command.output
     last = command.output.splitlines()[-1]
     assert last.startswith("convscale: 3 trials in a row failed")
     assert "broken.jpg" in last
+    assert "data.bad_images to 'skip'" in last
+    assert "--retry-failed" in last
     assert "Traceback" not in command.output
-    (tmp_path / "images" / "train" / "digit 0" / "broken.jpg").unlink()
+
+    study_file(tmp_path, text.replace("bad_images: error", "bad_images: skip"))
+    command = start("search", study, "--retry-failed")
+    assert command.wait() == 0, command.output
+    records = read_ledger(str(run))
+    assert [record.event for record in records].count("trial_reopened") == 3
+    state = StudyState.of(records)
+    assert [trial.outcome for trial in state.trials.values()] == ["finished"] * 4
+    assert state.ended
