@@ -39,7 +39,8 @@ BROKER_ANSWERS_S: Final = 60.0
 START_ATTEMPTS: Final = 3
 SLOW_START_S: Final = 60.0
 GOING_HOME_S: Final = 20.0
-KILLED_S: Final = 5.0
+KILLED_S: Final = 30.0
+REMOVED_S: Final = 5.0
 LONGEST_TEMP: Final = 30
 
 
@@ -206,10 +207,10 @@ class Fleet:
                 self._send_home()
         finally:
             try:
-                ray.shutdown()
+                ray.shutdown(wait_for_processes=True)
             finally:
                 self._keep_ray_logs()
-                shutil.rmtree(self.scratch, ignore_errors=True)
+                _remove(self.scratch)
 
     def _keep_ray_logs(self) -> None:
         if self.logs is None or not self._failed:
@@ -226,7 +227,7 @@ class Fleet:
         controllers: dict[str, Any] = {}
         try:
             if self.broker is not None:
-                controllers = ray.get(self.broker.close.remote(), timeout=max(1.0, self.patience_s))
+                controllers = ray.get(self.broker.close.remote(), timeout=max(10.0, self.patience_s))
         except ray.exceptions.RayError as error:  # workers notice that themselves, and go home
             log.warning("the broker was gone at the end: %s", error)
         for lease in self._leases:
@@ -350,6 +351,16 @@ def _new_scratch() -> Path:
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and left.stat().st_uid == os.getuid():
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"convscale-{os.getpid()}-", dir=root))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that workers write to: they end a moment after their raylet."""
+    end = time.monotonic() + REMOVED_S
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists() or time.monotonic() > end:
+            return
+        time.sleep(0.1)
 
 
 def _last_line(error: object) -> str:

@@ -28,7 +28,7 @@ from trainables.worker_log import warnings_to
 
 log = logging.getLogger(__name__)
 
-PROBE_S: Final = 5.0
+PROBE_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)

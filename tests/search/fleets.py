@@ -11,7 +11,7 @@ import ray
 from search.slices import Fleet
 from trainables.config import TrialConfig
 
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,16 @@ from tests.search.test_warm_slices import trial
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 
 
+def living() -> set[int]:
+    """This process's descendants that have not ended."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.add(child.pid)
+    return found
+
+
 def error_of(fleet: Fleet) -> FleetError | None:
     try:
         fleet.check()
@@ -25,7 +36,7 @@ def error_of(fleet: Fleet) -> FleetError | None:
 
 
 def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end(tmp_path: Path) -> None:
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before = living()
     plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=2, max_errors=2)
     with Fleet(plan, address=None) as fleet:
         fleet.lease()
@@ -36,7 +47,7 @@ def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end
             pids.append(mine.pid() if number % 2 == 0 else pids[-1])
         scratch = fleet.scratch
     assert pids[0] == pids[1] != pids[2] == pids[3]
-    until(lambda: not ({child.pid for child in psutil.Process().children(recursive=True)} - before), "children to end")
+    until(lambda: not living() - before, "children to end")
     assert not scratch.exists()
 
 
@@ -87,7 +98,7 @@ def test_a_slice_that_cannot_be_had_is_said_and_does_not_hold_up_the_end(
     monkeypatch.setattr(slices, "SLOW_START_S", 1.0)
     monkeypatch.setattr(slices, "GOING_HOME_S", 3.0)
     # room for one of the two slices
-    ray.init(num_cpus=1, namespace=slices.NAMESPACE, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, namespace=slices.NAMESPACE, include_dashboard=False, log_to_driver=False)
     said: list[str] = []
     plan = FleetPlan(slices=2, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
     with monkeypatch.context() as patch:
