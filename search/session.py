@@ -110,7 +110,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         )
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
-            fleet = stack.enter_context(Fleet(plan, address=address))
+            fleet = stack.enter_context(Fleet(plan, address=address, logs=local / "logs"))
             interrupts.take_over()
             budgets, warnings = opening.result()
         warnings = [*splits.warnings(), *(warnings_here(study) if address is None else []), *warnings]

@@ -336,10 +336,13 @@ def test_a_study_that_is_right_gets_as_far_as_the_cluster(
 
 
 class NoFleet:
-    """Stands in for a `Fleet`: leases nothing. Given what the driver is to do in place of running trials."""
+    """Stands in for a `Fleet`: leases nothing. `last` is the newest one."""
 
-    def __init__(self, plan: Any, **_: Any) -> None:
-        self.plan, self.patience_s = plan, 20.0
+    last: NoFleet
+
+    def __init__(self, plan: Any, *, address: str | None, logs: Path | None = None) -> None:
+        self.plan, self.address, self.logs, self.patience_s = plan, address, logs, 20.0
+        NoFleet.last = self
         self.say: Callable[[str], None] = print
 
     def __enter__(self) -> NoFleet:
@@ -388,6 +391,8 @@ def test_a_second_interrupt_ends_the_search_as_interrupted_and_draws_nothing(
     ]
     assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
     assert waited == [2]
+    assert NoFleet.last.patience_s == 1
+    assert NoFleet.last.logs == Path.cwd() / "runs/digits/run-1/logs"  # where the search's own log is
 
 
 def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
