@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.devices import check_precision_here, device_here
+from search.devices import check_precision_here, device_here, warnings_here
 from search.ledger import Record
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
@@ -16,7 +16,7 @@ from search.results import measured_rates, render_results, time_split
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
 from search.session import open_data, show_pages
 from search.state import StudyState
-from search.study import Study, load_study
+from search.study import Study, StudyError, load_study
 from search.terminal import tell
 from search.tracking import Artifact, sync
 from search.tracking_uri import shown
@@ -31,7 +31,13 @@ def plan_study(path: Path, console: Console) -> None:
     splits = open_data(study)
     if study.tracking.enabled:
         check_tracking(study)
-    check_precision_here(study)
+    warnings = [*splits.warnings(), *warnings_here(study)]
+    try:
+        check_precision_here(study)
+    except StudyError as error:
+        if study.compute.device != "auto":
+            raise
+        warnings.append(f"on this machine: {error}")  # the search may be meant for a cluster
     begun = newest_begun(study)
     earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1]) else StudyState()
     planned = plan(
@@ -42,7 +48,7 @@ def plan_study(path: Path, console: Console) -> None:
         measured=measured_rates(earlier),
         goodput=time_split(earlier).undisturbed_goodput,
     )
-    render_plan(replace(planned, warnings=(*splits.warnings(), *planned.warnings)), console)
+    render_plan(replace(planned, warnings=(*warnings, *planned.warnings)), console)
 
 
 def has_rates_of(study: Study, records: Sequence[Record]) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from models.costs import training_memory
 from search.formats import number
+from search.sections import MAX_BATCH_SIZE
 from search.study import Study
 
 
 def memory_by_variant(study: Study, classes: int) -> dict[str, int]:
-    """Bytes that training each variant takes of a worker at least, with its share of the batch; an estimate."""
+    """Bytes that training each variant takes of a worker at least, with what it holds of the batch; an estimate."""
     model, training = study.model, study.training
     return {
         variant: training_memory(
@@ -23,7 +24,7 @@ def memory_by_variant(study: Study, classes: int) -> dict[str, int]:
             group_size=model.group_size,
             stem=model.stem,
             precision=training.precision,
-        ).of(training.batch_size // study.compute.workers_per_slice)
+        ).of(min(training.batch_size // study.compute.workers_per_slice, training.micro_batch_size or MAX_BATCH_SIZE))
         for variant in model.variants
     }
 
@@ -35,7 +36,7 @@ def memory_warnings(study: Study, memory: Mapping[str, int], device: str) -> lis
         return []
     return [
         f"{', '.join(short)} take{'s' if len(short) == 1 else ''} more memory than the {gigabytes(there)} that this "
-        "machine has for a worker; lower training.batch_size or compute.slices, or raise compute.workers_per_slice"
+        "machine has for a worker; set training.micro_batch_size lower, or compute.slices"
     ]
 
 

@@ -269,7 +269,8 @@ def _time_table(split: TimeSplit, console: Console) -> Table:
 
 def render_results(state: StudyState, console: Console) -> None:
     """Print a table per budget (its best trial marked *), the best cell of each budget, where the time went, which loss
-    ranks where there are two, how often images could not be read, and the measured training FLOPs per core-second.
+    ranks where there are two, code versions if the sessions differ in them, how often images could not be read, and the
+    measured training FLOPs per core-second.
 
     Tables fit any width from about 60 columns: on narrow ones the less important columns are left out, and are in the
     CSV only.
@@ -298,6 +299,10 @@ def render_results(state: StudyState, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if len(state.code_versions) > 1:
+        versions = ", ".join(state.code_versions)
+        note = f"The sessions of this run differ in code version ({versions}): their numbers may not compare"
+        console.print(Text(note, style="yellow"), soft_wrap=True)
     if note := _unreadable_note(state):
         console.print(Text(note, style="yellow"), soft_wrap=True)
     if (rates := measured_rates(state)) is not None:

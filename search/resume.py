@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from search.budgets import amounts_in_flops
+from search.budgets import Budget, amounts_in_flops
 from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study
@@ -47,3 +48,18 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
             f"{study.source}: changed since {state.opened['run']} of this study began ({shown}), so trials cannot be "
             "compared; restore the study and its data to go on, or start anew beside it with --fresh"
         )
+
+
+def without_trials(state: StudyState, budgets: Iterable[Budget]) -> list[str]:
+    """A line for each budget that has had all its trials before these variants came: none is left for them."""
+    lines = []
+    for budget in budgets:
+        trials = state.budgets[budget.label].trials if budget.label in state.budgets else []
+        tried = [trial.variant for trial in trials if trial.variant in {cell.variant for cell in budget.cells}]
+        new = [cell.variant for cell in budget.cells if cell.variant not in tried]
+        if new and len(tried) >= budget.trials:
+            lines.append(
+                f"budget {budget.label}: all of its {budget.trials} trials have been run, none with {', '.join(new)}; "
+                "raise search.trials to have it tried"
+            )
+    return lines

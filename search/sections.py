@@ -263,6 +263,13 @@ class Training(Section):
         le=MAX_BATCH_SIZE,
         description="Examples of one optimiser step, over all workers. Paper: 4096.",
     )
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_BATCH_SIZE,
+        description="Examples that a worker passes through the model at once; a larger batch is taken in parts, "
+        "with the same gradient, to save memory; null: all at once.",
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum. Paper: 0.9.")
     weight_decay: float = Field(
         default=2e-5, ge=0, le=1, description="On weights, not on gains and biases. Paper: 2e-5."
@@ -292,7 +299,7 @@ class Training(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16",
-        description="Activations; weights stay float32. Paper: bfloat16. On a CPU float32 is faster.",
+        description="Activations; weights stay float32. Paper: bfloat16. Not every CPU has it.",
     )
     seed: Seed = Field(default=0, description="Seed of initial weights, order of examples and augmentation.")
     eval_batch_size: int = Field(

@@ -32,7 +32,7 @@ from search.ledger import FORMAT, Ledger, LedgerError
 from search.progress import PlannedBudget, ProgressView
 from search.ray_settings import prepare_environment
 from search.results import render_results
-from search.resume import described, refuse_changed_study
+from search.resume import described, refuse_changed_study, without_trials
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
 from search.state import StudyState
 from search.study import Study, StudyError, load_study
@@ -113,7 +113,9 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             fleet = stack.enter_context(Fleet(plan, address=address, logs=local / "logs"))
             interrupts.take_over()
             budgets, warnings = opening.result()
-        warnings = [*splits.warnings(), *(warnings_here(study) if address is None else []), *warnings]
+        budgets = before.named(budgets)
+        here = warnings_here(study) if address is None else []
+        warnings = [*splits.warnings(), *here, *warnings, *without_trials(before, budgets)]
         if address is not None:
             plan = fleet.plan = replace(
                 plan,

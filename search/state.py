@@ -84,6 +84,7 @@ class StudyState:
     budgets: dict[str, BudgetState] = field(default_factory=dict)
     trials: dict[str, TrialState] = field(default_factory=dict)
     unreadable: dict[str, None] = field(default_factory=dict)  # paths of images, in the order they were met
+    code_versions: dict[str, None] = field(default_factory=dict)  # of its sessions, in the order they came
     ended: bool = False
 
     @classmethod
@@ -116,6 +117,8 @@ class StudyState:
                 self.opened = record.fields
             case "session_started":
                 self.ended = False
+                if (version := record.get("code_version")) is not None:
+                    self.code_versions[version] = None
             case "study_ended":
                 self.ended = True
             case "budget_opened":

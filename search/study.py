@@ -117,6 +117,7 @@ class Study(Section):
             steps=cell.steps,
             warmup_steps=cell.warmup_steps,
             seed=seed,
+            micro_batch_size=training.micro_batch_size,
             eval_batch_size=training.eval_batch_size,
             precision=training.precision,
             log_points=training.log_points,
@@ -136,7 +137,7 @@ class Study(Section):
 
         Left out: what may change while a study goes on (budgets, variants, range of epochs, search, compute, tracking,
         storage), and what changes no number (where the images lie, what becomes of unreadable ones, decoding processes,
-        checkpoints, points of the curve, batch size of the evaluation).
+        checkpoints, points of the curve, the parts that a step is taken in, batch size of the evaluation).
         """
         sections = {
             "data": self.data.model_dump(exclude={"path", "bad_images", "decode_workers"}),
@@ -147,7 +148,9 @@ class Study(Section):
                 "base": self.learning_rate.base_rate(self.training.batch_size),
                 "factor": self.learning_rate.factor,
             },
-            "training": self.training.model_dump(exclude={"checkpoint", "eval_batch_size", "log_points"}),
+            "training": self.training.model_dump(
+                exclude={"micro_batch_size", "checkpoint", "eval_batch_size", "log_points"}
+            ),
         }
         return _flat(sections)
 

@@ -10,7 +10,7 @@ from search.ray_settings import prepare_environment
 
 prepare_environment(own_cluster=True)
 os.environ.pop("RAY_ADDRESS", None)
-os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # else Ray ends workers when others fill the memory
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - its name; else Ray ends workers when others fill the memory
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 os.environ["TERM"] = "xterm"
 

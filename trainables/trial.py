@@ -169,6 +169,10 @@ def check(config: TrialConfig, runtime: Runtime) -> None:
             raise TrialRefused(
                 f"{config.trial_id}: {name} {size} cannot be split over {runtime.world} workers: give a multiple"
             )
+    if config.micro_batch_size is not None and config.micro_batch_size < 1:
+        raise TrialRefused(
+            f"{config.trial_id}: micro_batch_size {config.micro_batch_size} is too small: give 1 or more"
+        )
     if config.model.image_size != config.data.image_size:
         raise TrialRefused(
             f"{config.trial_id}: the model takes images of {config.model.image_size} pixels and the data gives "
@@ -180,8 +184,9 @@ def out_of_memory(config: TrialConfig, error: torch.OutOfMemoryError) -> TrialRe
     """The refusal of a trial that does not fit its device: a retry would not fit either."""
     reason = str(error).split(". ")[0].split("\n")[0]
     return TrialRefused(
-        f"{config.trial_id}: batch_size {config.batch_size} does not fit the device's memory ({reason}): lower "
-        "training.batch_size (or training.eval_batch_size), or raise compute.workers_per_slice"
+        f"{config.trial_id}: batch_size {config.batch_size} does not fit the device's memory ({reason}): set "
+        "training.micro_batch_size (or a smaller one), lower training.eval_batch_size, or raise "
+        "compute.workers_per_slice; then go on with --retry-failed"
     )
 
 
@@ -197,11 +202,12 @@ def flops_per_image(config: TrialConfig) -> float:
 
 
 def identity(config: TrialConfig) -> dict[str, Any]:
-    """What a trial's result depends on: the config without its name, how it is measured, how often it logs and saves,
-    where its data stand (the same images may have moved), and what becomes of images that cannot be read.
+    """What a trial's result depends on: the config without its name, in which parts a step is taken, how it is
+    measured, how often it logs and saves, where its data stand (the same images may have moved), and what becomes of
+    images that cannot be read.
     """
     values = config.to_dict()
-    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image", "eval_batch_size"):
+    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image", "micro_batch_size", "eval_batch_size"):
         del values[name]
     for name in ("path", "bad_images", "decode_workers"):
         del values["data"][name]

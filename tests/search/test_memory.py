@@ -27,11 +27,17 @@ def test_a_deeper_variant_takes_more_and_a_worker_holds_its_share_of_the_batch()
     assert alone["F1"] > alone["F0"] > shared["F0"] > alone["F0"] / 4
 
 
+def test_a_step_in_parts_holds_one_part() -> None:
+    whole = memory_by_variant(study(), 10)
+    small = read_study(STUDY.replace("batch_size: 64", "batch_size: 64, micro_batch_size: 16"), source="mini.yaml")
+    assert memory_by_variant(small, 10)["F0"] < whole["F0"] / 2
+
+
 def test_a_machine_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_here", lambda study, device: 2_000_000_000)
     assert memory_warnings(study(), {"F0": 1_900_000_000, "F1": 2_100_000_000}, "cpu") == [
-        "F1 takes more memory than the 2.00 GB that this machine has for a worker; lower training.batch_size or "
-        "compute.slices, or raise compute.workers_per_slice"
+        "F1 takes more memory than the 2.00 GB that this machine has for a worker; set "
+        "training.micro_batch_size lower, or compute.slices"
     ]
     assert memory_warnings(study(), {"F0": 1_900_000_000}, "cpu") == []
 

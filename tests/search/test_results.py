@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from search.formats import duration, number, percent, scientific
+from search.ledger import Record
 from search.results import BUCKETS, best_rows, measured_rates, render_results, time_split, trial_rows, write_csv
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
@@ -219,6 +220,24 @@ def test_wide_terminals_show_speed_and_goodput_too(state: StudyState) -> None:
     text = rendered(state, 120)
     assert "images" in text
     assert "goodput" in text
+
+
+@pytest.mark.parametrize(
+    ("later", "line"),
+    [
+        (["1.0"], None),
+        (["1.0", "1.0"], None),
+        ([None, "1.0"], None),
+        (["1.0", "1.1+", "1.0"], "The sessions of this run differ in code version (1.0, 1.1+): "),
+    ],
+)
+def test_sessions_of_different_code_are_told(state: StudyState, later: list[str | None], line: str | None) -> None:
+    for place, version in enumerate(later):
+        fields = {} if version is None else {"code_version": version}
+        state.apply(Record(1000 + place, 2e9, "session_started", fields))
+    text = rendered(state, 60)
+    assert ("differ in code version" in text) == (line is not None)
+    assert line is None or any(found.startswith(line) for found in text.splitlines())
 
 
 def test_a_failed_trial_says_why(state: StudyState) -> None:

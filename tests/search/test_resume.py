@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from search.resume import described, refuse_changed_study
+from search.budgets import open_budgets
+from search.resume import described, refuse_changed_study, without_trials
 from search.runs import SessionError
 from search.state import BudgetState, StudyState
 from search.study import Study, read_study
@@ -92,3 +94,20 @@ def test_core_hours_at_another_rate_are_another_budget(study: Study, splits: Spl
     text = STUDY.replace("1e10 FLOPs", "1 core-hours") + "compute: {flops_per_core_second: RATE}"
     refuse_changed_study(read_study(text.replace("RATE", "2e6")), state, splits)
     assert "budget 1 core-hours: was 7.2e+09 FLOPs, now 3.6e+09" in refusal(text.replace("RATE", "1e6"), state, splits)
+
+
+def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
+    def warnings(trials: int, tried: str) -> list[str]:
+        study = read_study(STUDY + f"search: {{trials: {trials}}}")
+        budgets, _ = open_budgets(study, 1617, 10)
+        state = StudyState()
+        state.budgets["1e10 FLOPs"] = known = BudgetState("1e10 FLOPs", 1e10, trials, [], frozenset())
+        known.trials = [SimpleNamespace(variant=variant) for variant in tried.split()]  # type: ignore[misc]
+        return without_trials(state, budgets)
+
+    assert warnings(3, "F0 F1 F0") == [
+        "budget 1e10 FLOPs: all of its 3 trials have been run, none with F3; raise search.trials to have it tried"
+    ]
+    assert warnings(4, "F0 F1 F0") == []  # one is left
+    assert warnings(3, "F0 F1 F3") == []
+    assert warnings(3, "F0 F1 F7") == []  # one of a variant that was taken out does not count

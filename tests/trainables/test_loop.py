@@ -293,7 +293,7 @@ def test_a_device_without_the_memory_is_a_refusal_and_a_host_without_it_an_error
 
     without(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nnothing"))
     with pytest.raises(
-        TrialRefused, match=r"batch_size 16 .*: lower training.batch_size .*workers_per_slice"
+        TrialRefused, match=r"batch_size 16 .*: set training.micro_batch_size .*workers_per_slice"
     ) as caught:
         train(tiny_trial(tmp_path), runtime, Events())
     assert "\n" not in str(caught.value)
