@@ -98,7 +98,7 @@ def test_core_hours_at_another_rate_are_another_budget(study: Study, splits: Spl
 
 def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
     def warnings(trials: int, tried: str) -> list[str]:
-        study = read_study(STUDY + f"search: {{trials: {trials}}}")
+        study = read_study(STUDY + f"search: {{trials: {trials}}}\ntraining: {{batch_size: 16}}")
         budgets, _ = open_budgets(study, 1617, 10)
         state = StudyState()
         state.budgets["1e10 FLOPs"] = known = BudgetState("1e10 FLOPs", 1e10, trials, [], frozenset())
