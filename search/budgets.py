@@ -229,12 +229,18 @@ def _budget_warnings(study: Study, budget: Budget, earlier: list[Budget]) -> lis
 
 def _nothing_bought(study: Study, index: int, sizes: dict[str, Costs], train_examples: int) -> str:
     low, high = study.epochs.span
-    epoch_flops = [size.training_flops * train_examples for size in sizes.values()]
-    fewest, most = min(epoch_flops) * low, max(epoch_flops) * high
+    half_a_step = study.training.batch_size / 2  # in images, as the others
+    least, most = max(low * train_examples, half_a_step), high * train_examples
+    given = f"{study.source}: budgets[{index}]: {study.budgets[index].label} buys no variant within "
+    if least > most:
+        return (
+            f"{given}{_span(study.epochs)}, and none could: training.batch_size {study.training.batch_size} is more "
+            f"than twice the images of {high:g} epochs; lower it, or raise epochs"
+        )
+    flops = [size.training_flops for size in sizes.values()]
     return (
-        f"{study.source}: budgets[{index}]: {study.budgets[index].label} buys no variant within {_span(study.epochs)}; "
-        f"allowed: about {fewest:.2g} to {most:.2g} FLOPs for these variants and data; "
-        "change the budget, epochs or model.variants"
+        f"{given}{_span(study.epochs)}; allowed: about {min(flops) * least:.2g} to {max(flops) * most:.2g} FLOPs for "
+        "these variants, batches and data; change the budget, epochs or model.variants"
     )
 
 

@@ -160,7 +160,10 @@ class Interrupts:
 
         def stop() -> None:
             director.interrupted = True
-            ray.get(fleet.broker.stop_all.remote())
+            try:
+                ray.get(fleet.broker.stop_all.remote())
+            except ray.exceptions.RayError:  # it is ending already
+                return
             say("ending: running trials keep a checkpoint first (press Ctrl-C again to end at once)")
 
         self._stop = stop

@@ -43,6 +43,7 @@ def few_unreadable(
         if met >= AFTER_IMAGES and skipped > MOST * met:
             raise DataError(
                 f"{skipped} of {met} images cannot be read, one is {source.name(min(indices))!r}; "
-                f"data.bad_images 'skip' allows {MOST:.0%}; replace the files by good ones and begin anew with --fresh"
+                f"data.bad_images 'skip' allows {MOST:.0%}; put good ones in their places, "
+                "and go on with --retry-failed"
             )
         yield batch

@@ -121,6 +121,16 @@ def test_a_budget_that_buys_nothing_is_refused_and_says_what_would_do() -> None:
     assert "buys no variant" in refusal("[1e50 FLOPs]")
 
 
+def test_a_batch_too_large_for_any_budget_is_refused_by_name() -> None:
+    message = refusal(flops_for(2), batch_size=100_000)
+    assert "none could: training.batch_size 100000 is more than twice the images of 8 epochs; lower it" in message
+
+
+def test_a_budget_of_less_than_half_a_step_is_told_the_least_that_buys_one() -> None:
+    message = refusal(flops_for(1), batch_size=4000)
+    assert f"allowed: about {2000 * F0:.2g} to {8 * F1 * EXAMPLES:.2g} FLOPs" in message
+
+
 def test_every_budget_that_buys_nothing_is_told() -> None:
     with pytest.raises(StudyError) as caught:
         opened("[1 FLOPs, 2 FLOPs]")

@@ -25,7 +25,7 @@ def show(records: Sequence[Record], path: Path) -> None:
     view = OptunaView(path, linger_s=0.01)
     for record in records:
         view.feed(record)
-    assert view.close(60) == 0
+    assert view.close(300) == 0
 
 
 def shown(path: Path) -> dict[str, list[FrozenTrial]]:
@@ -176,11 +176,11 @@ def test_a_budget_that_gains_and_loses_variants_keeps_every_trial(at_once: bool,
     for record in records[:before]:
         view.feed(record)
     if not at_once:
-        assert view.close(60) == 0
+        assert view.close(300) == 0
         view = OptunaView(path, linger_s=0.01)
     for record in records if not at_once else records[before:]:
         view.feed(record)
-    assert view.close(60) == 0
+    assert view.close(300) == 0
     (trials,) = shown(path).values()
     assert [(trial.params["variant"], trial.state) for trial in trials] == [
         (variant, TrialState.COMPLETE) for variant in ("F0", "F1", "F3")
@@ -226,7 +226,7 @@ def test_a_gap_in_the_ledger_is_refused(records: list[Record], tmp_path: Path) -
     view = OptunaView(tmp_path / "optuna.db")
     with pytest.raises(ValueError, match="event 3 was fed after event -1; feed the ledger from its first event"):
         view.feed(records[3])
-    assert view.close(10) == 0
+    assert view.close(300) == 0
 
 
 def test_a_storage_that_cannot_be_written_is_said_once(records: list[Record], tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_storage_that_cannot_be_written_is_said_once(records: list[Record], tm
     view = OptunaView(tmp_path / "nowhere" / "optuna.db", say=said.append, linger_s=0.01)
     for record in records[:5]:
         view.feed(record)
-    assert view.close(30) == 5
+    assert view.close(300) == 5
     assert len(said) == 1
     assert "the search goes on" in said[0]
 

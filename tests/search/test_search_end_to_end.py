@@ -75,7 +75,7 @@ class Command:
         return found
 
     def wait(self) -> int:
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=900)
 
     def signal_group(self, number: int) -> None:
         os.killpg(self.process.pid, number)
@@ -172,10 +172,16 @@ def test_interrupted_killed_and_resumed_gives_what_an_undisturbed_search_gives(
     restarts = [record for record in records if record.event == "trial_started" and record["attempt"] > 1]
     assert restarts
     for record in restarts:
-        assert record["step"] > 0
+        saved = [
+            earlier["step"]
+            for earlier in records[: records.index(record)]
+            if earlier.event == "trial_checkpointed" and earlier["trial"] == record["trial"]
+        ]
+        assert record["step"] >= max(saved, default=0)
+    assert any(record["step"] > 0 for record in restarts)
     for trial in in_flight:
         again = [record for record in restarts if record["trial"] == trial.trial_id]
-        assert again or trial.trial_id in over
+        assert again or not trial.attempt or trial.trial_id in over
         assert not again or trial.step - again[-1]["step"] <= 5 + 1
 
     # once more: nothing is left to do
@@ -192,14 +198,14 @@ def test_interrupted_killed_and_resumed_gives_what_an_undisturbed_search_gives(
         run.with_name("run-2"), command, lambda records: any(record.event == "trial_started" for record in records)
     )
     command.process.send_signal(signal.SIGTERM)
-    assert command.wait() == 130
+    assert command.wait() == 130, command.output
     assert (run / "ledger.jsonl").read_bytes() == content
 
 
 def test_own_images_with_two_slices_mlflow_and_optuna(tmp_path: Path, start: Callable[..., Command]) -> None:
     write_images(tmp_path / "images")
     text = STUDY.replace("source: digits", "source: folder, path: images, decode_workers: 1, bad_images: skip")
-    text = text.replace("slices: 1", "slices: 2").replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]")
+    text = text.replace("slices: 1", "slices: 2").replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [2e9 FLOPs]")
     study, run = study_file(tmp_path, text), tmp_path / "runs" / "tiny" / "run-1"
     command = start("search", study)
     assert command.wait() == 0, command.output
@@ -287,7 +293,7 @@ def test_a_second_interrupt_ends_at_once_and_the_ledger_stays_whole(
 def test_a_reader_that_goes_away_ends_no_search(tmp_path: Path) -> None:
     text = STUDY.replace("budgets: [3e9 FLOPs, 6e9 FLOPs]", "budgets: [1e9 FLOPs]").replace("[F0, F1]", "[F0]")
     study = study_file(tmp_path, text)
-    subprocess.run(f"{COMMAND} search {study} | head -n 1", shell=True, cwd=tmp_path, check=True, timeout=240)
+    subprocess.run(f"{COMMAND} search {study} | head -n 1", shell=True, cwd=tmp_path, check=True, timeout=900)
     state = StudyState.of(read_ledger(str(tmp_path / "runs" / "tiny" / "run-1")))
     assert state.ended
     assert [trial.outcome for trial in state.trials.values()] == ["finished", "finished"]

@@ -113,7 +113,7 @@ def test_too_many_unreadable_images_end_the_trial_by_name(runtime, images):
     with pytest.raises(DataError, match=r"\d+ of 2\d\d images cannot be read, one is '.*five/0\d\.png'") as error:
         train(trial(images, steps=40), runtime, Events())
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("replace the files by good ones and begin anew with --fresh")
+    assert str(error.value).endswith("put good ones in their places, and go on with --retry-failed")
 
 
 def test_a_short_trial_that_could_read_nothing_is_refused(runtime, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import subprocess
@@ -91,9 +92,13 @@ def nothing_left_behind() -> Iterator[None]:
     before = {process.pid for process in psutil.Process().children()}
     yield
     gc.collect()
-    left = [process for process in psutil.Process().children() if process.pid not in before]
-    # Python's own tracker of shared memory lives as long as the interpreter.
-    assert [process for process in left if "resource_tracker" not in " ".join(process.cmdline())] == []
+    left = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Python's own tracker of shared memory lives as long as the interpreter.
+            if process.pid not in before and "resource_tracker" not in " ".join(process.cmdline()):
+                left.append(process)
+    assert left == []
 
 
 # ---------------------------------------------------------------------------------------------------------- the stream
@@ -293,19 +298,19 @@ def test_closing_early_ends_processes_and_threads() -> None:
     assert list(batches) == []
     batches.close()
 
-    def readers() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+    def readers() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")}
 
-    before = len(readers())
+    before = readers()
     reading = train_batches(FakeSource(20), CONFIG, batch_size=4, seed=0, start_step=0, steps=1000)
     next(reading)
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
-    assert len(threads) > before
+    threads = readers() - before
+    assert threads
     del reading
     gc.collect()
     for thread in threads:
-        thread.join(timeout=10)
-    assert len(readers()) == before
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 PARENT = """

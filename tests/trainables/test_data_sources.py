@@ -411,8 +411,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         assert "cannot read image" in str(error.value)
         assert str(error.value).endswith(
-            "; set data.bad_images to 'skip' (the search then goes on with --retry-failed), "
-            "or replace the file by a good one and begin anew with --fresh"
+            "; put a good one in its place, or set data.bad_images to 'skip', and go on with --retry-failed"
         )
 
 

@@ -147,7 +147,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_repeats_what_was_lost(
     assert result.heldout_loss == undisturbed[0].heldout_loss
     assert result.meter["images"] == 6 * 16  # steps 4 and 5 count once
     assert result.meter["seconds_repeated"] > 0
-    assert 0 < result.meter["seconds_restart"] <= 100.1
+    assert 0 < result.meter["seconds_restart"] < 160
 
 
 def test_a_trial_after_others_equals_one_in_a_fresh_process(runtime, tmp_path, undisturbed):

@@ -74,8 +74,8 @@ def _blaming(path: str) -> Iterator[None]:
 def _unreadable(path: str, error: Exception) -> DataError:
     reason = " ".join(str(error).replace(repr(path), "").split()) or type(error).__name__
     return DataError(
-        f"cannot read image {str(Path(path))!r} ({reason}); set data.bad_images to 'skip' "
-        "(the search then goes on with --retry-failed), or replace the file by a good one and begin anew with --fresh"
+        f"cannot read image {str(Path(path))!r} ({reason}); put a good one in its place, or set data.bad_images to "
+        "'skip', and go on with --retry-failed"
     )
 
 
