@@ -51,7 +51,7 @@ def main() -> None:
         rows = []
         for length_s in lengths_s:
             for slices in (1, 2):
-                trials = 2 * slices if options.quick else 3 * slices if length_s > 30 else 5 * slices
+                trials = 2 * slices if options.quick else 3 * slices if length_s > 30 else 10 * slices
                 study = write_study(
                     folder, f"{slices}-of-{length_s:g}s", slices, trials, steps=steps_in(length_s, alone)
                 )

@@ -7,10 +7,11 @@ Imports inside the commands keep `--help` and error messages quick.
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Rights, room, and files in the place of folders: whatever else goes wrong with a file is not the user's to mend.
+MENDABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
+                   errno.EEXIST)  # fmt: skip
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 
 
@@ -93,10 +97,10 @@ def main() -> None:
         print(f"convscale: {' '.join(error.format_message().split())} See convscale --help.", file=sys.stderr)
         status = error.exit_code
     except OSError as error:
-        if error.filename is None:
+        if error.errno not in MENDABLE:
             raise
-        status = 2
-        print(f"convscale: {error.filename}: {error.strerror}; mend that, and start again", file=sys.stderr)
+        status, where = 2, f"{error.filename}: " if error.filename else ""
+        print(f"convscale: {where}{error.strerror}; mend that, and start again", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         status = _status_of(error)
         if status is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def check_precision_here(study: Study) -> None:
         else:  # in a process of its own: this one's would hold memory of a GPU for as long as it lives
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 process.submit(_check_precision, device, precision).result()
+    except BrokenProcessPool:  # not known then, and the first trial tells
+        return
     except TrialRefused as error:
         raise StudyError(f"{study.source}: training.precision: {error}") from error
 

@@ -45,6 +45,11 @@ FINISHED: Final = Finished()
 FAILURES_IN_A_ROW: Final = 3
 
 
+def space_of(study: Study, budget: Budget) -> Space:
+    """What a budget's trials are chosen from."""
+    return Space(tuple(cell.variant for cell in budget.cells), study.learning_rates)
+
+
 @dataclass(slots=True)
 class Director:
     """One search of one study. `listen` is called with every record after it is durable (for the views: they must not
@@ -127,11 +132,8 @@ class Director:
 
     def _tried(self, budget: Budget, known: BudgetState) -> int:
         """Trials that count: those whose variant and learning rate the study still has."""
-        space = self._space(budget)
+        space = space_of(self.study, budget)
         return sum(space.holds(trial) for trial in known.trials)
-
-    def _space(self, budget: Budget) -> Space:
-        return Space(tuple(cell.variant for cell in budget.cells), self.study.learning_rates)
 
     def _open(self, budget: Budget) -> BudgetState:
         cells = [
@@ -155,7 +157,7 @@ class Director:
         return self.state.budgets[budget.label]
 
     def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
-        space = self._space(budget)
+        space = space_of(self.study, budget)
         # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
         seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
         return propose(self.study.search.sampler, space, known.trials, seed=seed, worst_loss=math.log(self.classes))

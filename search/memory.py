@@ -34,9 +34,10 @@ def memory_warnings(study: Study, memory: Mapping[str, int], device: str) -> lis
     there = memory_here(study, device)
     if there is None or not (short := [variant for variant, needed in memory.items() if needed > there]):
         return []
+    fewer_slices = ", or compute.slices" if device == "cpu" else ""  # a GPU is never shared
     return [
         f"{', '.join(short)} take{'s' if len(short) == 1 else ''} more memory than the {gigabytes(there)} that this "
-        "machine has for a worker; set training.micro_batch_size lower, or compute.slices"
+        f"machine has for a worker; set training.micro_batch_size lower{fewer_slices}"
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from search.budgets import Budget, amounts_in_flops
+from search.director import space_of
 from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study
@@ -50,13 +51,14 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
         )
 
 
-def without_trials(state: StudyState, budgets: Iterable[Budget]) -> list[str]:
+def without_trials(study: Study, state: StudyState, budgets: Iterable[Budget]) -> list[str]:
     """A line for each budget that has had all its trials before these variants came: none is left for them."""
     lines = []
     for budget in budgets:
         trials = state.budgets[budget.label].trials if budget.label in state.budgets else []
-        tried = [trial.variant for trial in trials if trial.variant in {cell.variant for cell in budget.cells}]
-        new = [cell.variant for cell in budget.cells if cell.variant not in tried]
+        space = space_of(study, budget)
+        tried = [trial.variant for trial in trials if space.holds(trial)]
+        new = [variant for variant in space.variants if variant not in tried]
         if new and len(tried) >= budget.trials:
             lines.append(
                 f"budget {budget.label}: all of its {budget.trials} trials have been run, none with {', '.join(new)}; "

@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Final, TypeVar
 import fsspec
 from rich.console import Console
 
-from search.budgets import amounts_in_flops, open_budgets
+from search.budgets import Budget, amounts_in_flops, open_budgets
 from search.devices import (
     check_precision_here,
     cores_of_cluster,
@@ -36,7 +37,7 @@ from search.resume import described, refuse_changed_study, without_trials
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
 from search.state import StudyState
 from search.study import Study, StudyError, load_study
-from search.terminal import logging_to, program, shown, tell
+from search.terminal import logging_to, program, reader_may_be_gone, shown, tell
 from search.tracking_uri import page_command
 from search.views import Views, check_tracking, optuna_path, tracking_address, write_results
 from trainables.data import DataError, Splits, open_splits
@@ -92,7 +93,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             budgets, _ = open_budgets(study, len(splits.train), len(splits.classes))
             if before.covers(budgets):
                 show_results(study, before, local, console)
-                return exit_status(before)
+                return exit_status(before, before.named(budgets))
 
         # ---- The cluster starts while the budgets are worked out ----------------------------------------------------
         prepare_environment(own_cluster=address is None)
@@ -115,7 +116,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             budgets, warnings = opening.result()
         budgets = before.named(budgets)
         here = warnings_here(study) if address is None else []
-        warnings = [*splits.warnings(), *here, *warnings, *without_trials(before, budgets)]
+        found = [] if ledger.records else splits.warnings()  # its mends are for before a search has begun
+        warnings = [*found, *here, *warnings, *without_trials(study, before, budgets)]
         if address is not None:
             plan = fleet.plan = replace(
                 plan,
@@ -154,35 +156,45 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             reason, at_once = "interrupted", True
             fleet.patience_s = 1.0
         finally:
+            write_end(director, reason)
             # the views come to their end while the slices go home
-            concluding = in_background(lambda: conclude(director, views, reason, folder, local, at_once=at_once))
-            stack.close()
-            undelivered = concluding.result()
+            concluding = in_background(lambda: conclude(director.state, views, folder, local, at_once=at_once))
+            try:
+                stack.__exit__(*sys.exc_info())
+                concluding.result()
+            except KeyboardInterrupt:
+                reason, at_once = "interrupted", True
 
     # ---- What came of it --------------------------------------------------------------------------------------------
-    if not at_once:
-        show_results(study, director.state, local, console)
-    if undelivered:
-        tell(console, f"{undelivered} events are not in MLflow yet; bring them with: convscale sync {study_path}")
-    if reason == "interrupted":
-        tell(console, f"interrupted; go on with: convscale search {study_path}")
-        return 130
-    return exit_status(director.state)
+    with reader_may_be_gone():
+        if not at_once:
+            show_results(study, director.state, local, console)
+        if views.undelivered:
+            tell(console, f"{views.undelivered} events are not in MLflow; bring them with: convscale sync {study_path}")
+        if reason == "interrupted":
+            tell(console, f"interrupted; go on with: convscale search {study_path}")
+    return 130 if reason == "interrupted" else exit_status(director.state, budgets)
 
 
-def conclude(director: Director, views: Views, reason: str, folder: RunFolder, local: Path, *, at_once: bool) -> int:
-    """The last event, the figures, and what the views lack; returns how many events did not reach MLflow. `at_once`
-    leaves the figures out and hardly waits for the views.
+def write_end(director: Director, reason: str) -> None:
+    """The ledger's last event of this session. If it fails it is logged: it must not hide what ended the search."""
+    try:
+        director.write("session_ended", reason=reason)
+    except LedgerError:
+        log.exception("the end of the session could not be written")
+
+
+def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *, at_once: bool) -> None:
+    """The figures, and what the views lack; `at_once` leaves the figures out and hardly waits for the views.
 
     What fails here is logged, so that it hides neither the results nor the error that ended the search.
     """
     try:
-        director.write("session_ended", reason=reason)
         if not at_once:
-            views.add_figures(write_results(director.state, folder.url, local))
-    except (LedgerError, OSError, RuntimeError, ValueError):
-        log.exception("the end of the search could not be written")
-    return views.close(timeout_s=2 if at_once else 60)
+            views.add_figures(write_results(state, folder.url, local))
+    except Exception:
+        log.exception("the figures could not be drawn")
+    views.close(timeout_s=2 if at_once else 60)
 
 
 def open_data(study: Study) -> Splits:
@@ -207,9 +219,10 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
     return future
 
 
-def exit_status(state: StudyState) -> int:
-    """1 if a budget that has ended has no finished trial, else 0."""
-    return int(any(budget.closed and budget.best is None for budget in state.budgets.values()))
+def exit_status(state: StudyState, budgets: Sequence[Budget]) -> int:
+    """1 if one of these budgets, by the ledger's names, has ended without a finished trial, else 0."""
+    known = [state.budgets[budget.label] for budget in budgets if budget.label in state.budgets]
+    return int(any(budget.closed and budget.best is None for budget in known))
 
 
 def open_study(director: Director, study: Study, path: Path, folder: RunFolder, splits: Splits, device: str) -> None:

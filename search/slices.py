@@ -95,7 +95,7 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._failed |= isinstance(error, Exception)
+        self._failed |= isinstance(error, Exception) and not isinstance(error, ValueError)  # those are the user's
         self.close()
 
     def _start(self) -> None:

@@ -136,8 +136,9 @@ class Study(Section):
         """What results depend on, as JSON values by dotted name: equal identities may share a ledger.
 
         Left out: what may change while a study goes on (budgets, variants, range of epochs, search, compute, tracking,
-        storage), and what changes no number (where the images lie, what becomes of unreadable ones, decoding processes,
-        checkpoints, points of the curve, the parts that a step is taken in, batch size of the evaluation).
+        storage), and what changes no number, but for rounding and the masks that dropout draws: where the images lie,
+        what becomes of unreadable ones, decoding processes, checkpoints, points of the curve, the parts that a step is
+        taken in, batch size of the evaluation.
         """
         sections = {
             "data": self.data.model_dump(exclude={"path", "bad_images", "decode_workers"}),

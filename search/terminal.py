@@ -12,12 +12,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from trainables.data import folder
+
 
 @contextmanager
 def terminal_console() -> Iterator[Console]:
     """A console on standard output as it is now, whatever is done to the descriptor later."""
-    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding) as terminal:
+    terminal = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    try:
         yield _Terminal(file=terminal)
+    finally:
+        with reader_may_be_gone():
+            terminal.close()
+
+
+@contextmanager
+def reader_may_be_gone() -> Iterator[None]:
+    """Around what is only shown: a terminal that was closed, or a pipe that nobody reads, is no error of the search."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:  # a file's, not the terminal's
+            raise
 
 
 class _Terminal(Console):
@@ -72,5 +88,5 @@ def program(name: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it: relative if it is below the working directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """A path as a person would type it, see `trainables.data.folder.shown`."""
+    return folder.shown(str(path))

@@ -338,10 +338,14 @@ class MlflowView:
         self._feeder.put(Artifact.read(path, budget))
 
     def close(self, timeout_s: float) -> int:
-        """Deliver what waits, for `timeout_s` at most. Returns how many events and files are not delivered: `sync`
-        catches up.
-        """
-        return self._feeder.close(timeout_s) + len(self._mirror.report.refused)
+        """Deliver what waits, for `timeout_s` at most; returns what is still `pending`."""
+        self._feeder.close(timeout_s)
+        return self.pending
+
+    @property
+    def pending(self) -> int:
+        """Events and files that are not delivered; `sync` catches up."""
+        return self._feeder.pending + len(self._mirror.report.refused)
 
     def _deliver(self, items: Sequence[Record | Artifact]) -> None:
         try:

@@ -111,10 +111,16 @@ class Views:
             for path in paths:
                 self.mlflow.artifact(path)
 
-    def close(self, timeout_s: float) -> int:
-        """Deliver what waits; returns how many events did not reach MLflow (`convscale sync` brings them)."""
+    def close(self, timeout_s: float) -> None:
+        """Deliver what waits, for so long at most to each of them."""
         self.optuna.close(timeout_s)
-        return self.mlflow.close(timeout_s) if self.mlflow is not None else 0
+        if self.mlflow is not None:
+            self.mlflow.close(timeout_s)
+
+    @property
+    def undelivered(self) -> int:
+        """How many events have not reached MLflow (`convscale sync` brings them)."""
+        return self.mlflow.pending if self.mlflow is not None else 0
 
 
 def write_results(state: StudyState, folder: str, local_folder: Path) -> list[Path]:

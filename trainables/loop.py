@@ -213,7 +213,7 @@ def _train(
     if not stopped and trial.step and trial.skipped_by_all(runtime) == trial.step * config.batch_size:
         raise DataError(
             f"{config.trial_id}: none of the {trial.step * config.batch_size} images met in training could be read: "
-            "mend the files, or set data.bad_images to 'error' to have one named"
+            "put good ones in their places, and go on with --retry-failed"
         )
     meter.enter("evaluation")
     if trial.losses.diverged():

@@ -376,17 +376,14 @@ def test_a_second_interrupt_ends_the_search_as_interrupted_and_draws_nothing(
 ) -> None:
     waited: list[float] = []
 
-    def close(_: Views, timeout_s: float) -> int:
-        waited.append(timeout_s)
-        return 7
-
-    monkeypatch.setattr(Views, "close", close)
+    monkeypatch.setattr(Views, "close", lambda self, timeout_s: waited.append(timeout_s))
+    monkeypatch.setattr(Views, "undelivered", 7)
     searches(interrupted_again)
     write_study(tracking={"enabled": False})
     status, out, err = called("search", "digits.yaml")
     assert (status, err) == (130, "")
     assert out.splitlines()[-2:] == [
-        "7 events are not in MLflow yet; bring them with: convscale sync digits.yaml",
+        "7 events are not in MLflow; bring them with: convscale sync digits.yaml",
         "interrupted; go on with: convscale search digits.yaml",
     ]
     assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
@@ -400,18 +397,61 @@ def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
 ) -> None:
     over, delivered = threading.Event(), []
 
-    def hang(_: Views, timeout_s: float) -> int:
+    def hang(_: Views, timeout_s: float) -> None:
         delivered.append(over.wait(timeout_s))
-        return 0
 
     monkeypatch.setattr(Views, "close", hang)
     monkeypatch.setattr(NoFleet, "__exit__", interrupted_again)
     searches(lambda director, fleet: setattr(director, "interrupted", True))
     monkeypatch.setattr(session, "write_results", lambda *_: [])
     write_study(tracking={"enabled": False})
-    assert called("search", "digits.yaml")[0] == 130
+    status, out, err = called("search", "digits.yaml")
+    assert (status, err) == (130, "")
+    assert out.splitlines()[-1] == "interrupted; go on with: convscale search digits.yaml"
     assert delivered == []
     over.set()
+
+
+def test_what_fails_at_the_end_hides_neither_the_error_of_the_search_nor_keeps_the_views_from_closing(
+    searches: Callable[..., None], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.slices import FleetError
+
+    seen: list[Any] = []
+
+    def fail(*_: object) -> NoReturn:
+        raise FleetError("the slices are gone")
+
+    def broken(*_: object) -> NoReturn:
+        raise KeyError("a mistake in the drawing")
+
+    monkeypatch.setattr(Views, "close", lambda self, timeout_s: seen.append(timeout_s))
+    monkeypatch.setattr(NoFleet, "__exit__", lambda self, *error: seen.append(error[0]))
+    searches(fail)
+    monkeypatch.setattr(session, "write_results", broken)
+    write_study(tracking={"enabled": False})
+    monkeypatch.setattr(sys, "argv", ["convscale", "search", "digits.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert sorted(seen, key=str) == [60, FleetError]  # the fleet is told what ended the search
+    assert "a mistake in the drawing" in Path("runs/digits/run-1/logs/search.log").read_text()
+
+
+def test_a_terminal_that_went_away_is_no_error_of_the_search(
+    searches: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> NoReturn:
+        raise BrokenPipeError
+
+    searches(lambda director, fleet: setattr(director, "interrupted", True))
+    monkeypatch.setattr(session, "write_results", lambda *_: [])
+    monkeypatch.setattr(session, "show_results", gone)
+    write_study(tracking={"enabled": False})
+    monkeypatch.setattr(sys, "argv", ["convscale", "search", "digits.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
 
 
 def test_files_of_the_data_that_are_left_out_are_told(
@@ -675,7 +715,10 @@ def test_a_cluster_that_failed_is_status_1(
     assert (status, err) == (1, "convscale: slice-0 cannot start its workers (3 times): no space left\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours"), OSError("ours")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("ours"), RuntimeError("ours"), KeyError("ours"), OSError("ours"), FileNotFoundError(2, "ours", "x")],
+)
 def test_an_error_of_our_own_is_not_passed_off_as_the_users(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> NoReturn:
         raise error

@@ -143,8 +143,11 @@ class Recorder:
     def artifact(self, path: Path) -> None:
         self.log.append(f"{self.name} {path}")
 
-    def close(self, timeout_s: float) -> int:
+    def close(self, timeout_s: float) -> None:
         self.log.append(f"{self.name} closed")
+
+    @property
+    def pending(self) -> int:
         return 3
 
 
@@ -175,9 +178,11 @@ def test_mlflow_is_held_until_the_first_trial_has_started() -> None:
 
 def test_closing_says_how_much_did_not_reach_mlflow() -> None:
     log: list[str] = []
-    assert views(log).close(timeout_s=1) == 3
+    closing = views(log)
+    closing.close(timeout_s=1)
     assert log == ["optuna closed", "mlflow closed"]
-    assert views(log, mlflow=False).close(timeout_s=1) == 0
+    assert closing.undelivered == 3
+    assert views(log, mlflow=False).undelivered == 0
 
 
 def test_figures_go_to_mlflow_where_it_is_on(tmp_path: Path) -> None:
@@ -191,10 +196,12 @@ def test_views_open_on_nothing_and_close_without_a_trace(tmp_path: Path) -> None
     progress = ProgressView(Console(quiet=True), [], budgets=[])
     on = Views.open(study_with(f"storage: {tmp_path}"), "run-1", tmp_path, progress)
     assert on.mlflow is not None
-    assert on.close(timeout_s=10) == 0
+    on.close(timeout_s=300)
+    assert on.undelivered == 0
     off = Views.open(study_with("tracking: {enabled: false}"), "run-1", tmp_path, progress)
     assert off.mlflow is None
-    assert off.close(timeout_s=10) == 0
+    off.close(timeout_s=300)
+    assert off.undelivered == 0
     with pytest.raises(TrackingError, match="neither a server nor an SQLite file"):
         Views.open(study_with("tracking: {uri: 'ftp://x'}"), "run-1", tmp_path, progress)
     assert not (tmp_path / "mlflow.db").exists()
