@@ -240,7 +240,8 @@ def _budget_table(budget: BudgetState, console: Console) -> Table:
         rows.append(
             ({"variant": ("* " if strong else "  ") + row.variant, **_cells(row), "outcome": row.outcome}, strong)
         )
-    counts = f"{sum(trial.outcome is not None for trial in budget.trials)} of {budget.trials_planned} trials"
+    ended = sum(trial.outcome is not None for trial in budget.trials_counted)
+    counts = f"{ended} of {budget.trials_total} trials"
     return _table(f"Budget {budget.label}: {counts}", rows, frozenset({"variant", "outcome"}), console)
 
 

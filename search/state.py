@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,13 +68,27 @@ class BudgetState:
         return min(finished, key=lambda trial: trial.heldout_loss, default=None)
 
     @property
+    def trials_counted(self) -> list[TrialState]:
+        """The trials of its variants: those that count towards `trials_planned`."""
+        return [trial for trial in self.trials if trial.variant in self.variants]
+
+    @property
+    def trials_total(self) -> int:
+        """How many of `trials_counted` there will be: those planned, or those there are where they are more."""
+        return max(self.trials_planned, len(self.trials_counted))
+
+    @property
     def ended(self) -> bool:
         """Whether no trial of its variants is unfinished."""
-        return all(trial.outcome is not None for trial in self.trials if trial.variant in self.variants)
+        return all(trial.outcome is not None for trial in self.trials_counted)
 
     def opened_as(self, budget: Budget) -> bool:
         """Whether it was last opened with the variants that this budget has, and with as many trials, or more."""
-        return self.trials_planned >= budget.trials and self.variants == {cell.variant for cell in budget.cells}
+        return self.opened_with(budget.trials, {cell.variant for cell in budget.cells})
+
+    def opened_with(self, trials: int, variants: AbstractSet[str]) -> bool:
+        """Whether it was last opened with these variants, and with as many trials, or more."""
+        return self.trials_planned >= trials and self.variants == variants
 
 
 @dataclass(slots=True)

@@ -240,6 +240,16 @@ def test_sessions_of_different_code_are_told(state: StudyState, later: list[str 
     assert line is None or any(found.startswith(line) for found in text.splitlines())
 
 
+def test_trials_of_a_variant_taken_out_are_listed_but_not_counted() -> None:
+    state = StudyState.of(records := synthetic_records(trials=6, budgets=[2e11]))
+    opened = next(record for record in records if record.event == "budget_opened")
+    fewer = opened.fields | {"trials": 4, "cells": opened["cells"][:1]}
+    state.apply(Record(len(records), 2e9, "budget_opened", fewer))
+    text = rendered(state, 80)
+    assert "Budget 2e11 FLOPs: 2 of 4 trials" in text
+    assert sum(line.rstrip().endswith(("finished", "diverged")) for line in text.splitlines()) == 6
+
+
 def test_a_failed_trial_says_why(state: StudyState) -> None:
     assert "2e11-FLOPs-004 failed: RuntimeError: worker died 4 times" in rendered(state, 80)
 

@@ -110,6 +110,21 @@ def test_a_budget_that_is_opened_with_other_variants_waits_for_theirs_and_keeps_
     assert not budget.ended
 
 
+def test_only_trials_of_its_variants_count_towards_what_a_budget_plans() -> None:
+    state, opened = StudyState.of(RECORDS), told("budget_opened")[0]
+    budget = state.budgets[opened["budget"]]
+    assert (budget.trials_counted, budget.trials_total) == (budget.trials, 15)
+    state.apply(
+        Record(len(RECORDS), 2e9, "budget_opened", {**opened.fields, "trials": 7, "cells": opened["cells"][:1]})
+    )
+    assert [trial.variant for trial in budget.trials_counted] == ["F0"] * 5
+    assert (len(budget.trials), budget.trials_total) == (15, 7)
+    state.apply(
+        Record(len(RECORDS), 2e9, "budget_opened", {**opened.fields, "trials": 2, "cells": opened["cells"][:1]})
+    )
+    assert budget.trials_total == 5
+
+
 def test_a_study_that_is_taken_up_again_has_not_ended() -> None:
     state = StudyState.of(RECORDS)
     state.apply(Record(len(RECORDS), 2e9, "session_started", {"host": "h"}))
