@@ -5,10 +5,11 @@ It is fed with the ledger's records as they are written, and keeps its own `Stud
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Console, Group, RenderableType
@@ -26,14 +27,21 @@ from search.state import BudgetState, StudyState, TrialState
 REFRESHES_PER_SECOND = 2.0
 _MOST_RUNNING = 12
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedBudget:
-    """A budget of the study file that the ledger may not know yet: its label, training FLOPs a trial, and trials."""
+    """A budget of the study file that the ledger may not know yet, or with other trials or variants.
+
+    `flops` are training FLOPs a trial. `variants` are those that the study now has for it; None if it is not said, then
+    those that the ledger knows.
+    """
 
     label: str
     flops: float
     trials: int
+    variants: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
@@ -65,12 +73,35 @@ def _columns(**sides: Literal["left", "right"]) -> Table:
     return table
 
 
+class _Panel(Live):
+    """rich's live display; each redraw, also those of rich's own thread, is done by `redraw`."""
+
+    def __init__(
+        self, console: Console, panel: Callable[[], RenderableType], redraw: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._redraw = redraw
+        super().__init__(
+            console=console,
+            get_renderable=panel,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def refresh(self) -> None:
+        self._redraw(super().refresh)
+
+
 class ProgressView:
     """Shows a search as it goes. Feed it each record after it is written; call from any thread.
 
     `records` are those of earlier sessions: their trials count as done, but not towards this session's pace.
-    `budgets` are all that the study plans, also those not opened yet. `live` forces the live panel on or off;
-    by default it is on where the console is a terminal that can move its cursor. `clock` gives seconds.
+    `budgets` are all that the study plans, also those not opened yet; by default those of the records. `live` forces
+    the live panel on or off; by default it is on where the console is a terminal that can move its cursor. `clock`
+    gives seconds.
+
+    A terminal that cannot be written to (closed, a full disk behind a pipe) ends no search: that is logged once, and
+    the view is quiet from then on.
     """
 
     def __init__(
@@ -88,20 +119,11 @@ class ProgressView:
         self._clock = clock
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
+        self._quiet = False
         self._began = clock()
         self._work_before = self._total_work()
         use_live = console.is_terminal and not console.is_dumb_terminal if live is None else live
-        self._live = (
-            Live(
-                console=console,
-                get_renderable=self.panel,
-                refresh_per_second=REFRESHES_PER_SECOND,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            if use_live
-            else None
-        )
+        self._live = _Panel(console, self.panel, self._show) if use_live else None
 
     def start(self) -> None:
         """Begin to show; the time elapsed counts from here."""
@@ -111,15 +133,16 @@ class ProgressView:
             going_on = len(self._state.trials) - ended
             unfinished = f", {going_on} to go on with" if going_on else ""
             self._print(f"continuing {self._name()}: {ended} trials already ended{unfinished}")
-        if self._live is not None:
-            self._live.start()
+        if self._live is not None and not self._quiet and not self._write(self._live.start):
+            self._live = None
+            self._console.clear_live()  # all that rich has set up by then
 
     def stop(self) -> None:
         """Leave the last state of the view on the screen. May be called twice."""
         if self._live is not None:
             with self._lock:
                 self._running.clear()
-            self._live.stop()
+            self._write(self._live.stop)  # also where the view is quiet: it ends the panel's thread
 
     def __enter__(self) -> ProgressView:
         self.start()
@@ -134,6 +157,8 @@ class ProgressView:
 
     def feed(self, record: Record) -> None:
         """Take one event into account."""
+        if self._quiet:
+            return
         with self._lock:
             self._state.apply(record)
             self._follow(record)
@@ -162,7 +187,7 @@ class ProgressView:
         match record.event:
             case "budget_opened":
                 budget = self._state.budgets[record["budget"]]
-                cells = ", ".join(f"{c['variant']} ({number(c['epochs'], trim=True)} epochs)" for c in budget.cells)
+                cells = ", ".join(f"{c['variant']} ({number(c['epochs'], trim=True)} epochs)" for c in record["cells"])
                 return f"budget {budget.label}: {budget.trials_planned} trials of {cells}", ""
             case "budget_closed":
                 best = self._state.budgets[record["budget"]].best
@@ -182,8 +207,7 @@ class ProgressView:
                 return "", ""
 
     def _ended_line(self, trial: TrialState) -> tuple[str, str]:
-        budget = self._state.budgets[trial.budget]
-        count = f"[{self._ended(budget)}/{budget.trials_planned}]"
+        count = f"[{self._count(self._as_planned(self._state.budgets[trial.budget]))}]"
         if trial.outcome == "finished":
             return f"{count} {trial.trial_id}: {_cell(trial)}: held-out loss {number(trial.heldout_loss)}", ""
         reason = _one_line(trial.result.get("error") or trial.result.get("reason"))
@@ -193,7 +217,24 @@ class ProgressView:
 
     def _print(self, line: str, style: str = "") -> None:
         text = Text(line, style=style if self._live is not None else "")
-        self._console.print(text, soft_wrap=self._live is None)
+        self._show(lambda: self._console.print(text, soft_wrap=self._live is None))
+
+    def _show(self, action: Callable[[], None]) -> None:
+        """Write to the terminal unless the view is quiet."""
+        if not self._quiet:
+            self._write(action)
+
+    def _write(self, action: Callable[[], None]) -> bool:
+        """Write to the terminal; False, and the view is quiet, if that fails."""
+        try:
+            action()
+        except (OSError, ValueError):  # a closed file raises ValueError
+            with self._lock:
+                known, self._quiet = self._quiet, True
+            if not known:
+                log.exception("the terminal cannot be written to; it is left alone now")
+            return False
+        return True
 
     def _name(self) -> str:
         return (
@@ -205,21 +246,32 @@ class ProgressView:
         return self._console.width >= 76
 
     @staticmethod
-    def _ended(budget: BudgetState) -> int:
-        return sum(trial.outcome is not None for trial in budget.trials)
+    def _count(budget: BudgetState) -> str:
+        return f"{sum(trial.outcome is not None for trial in budget.trials_counted)}/{budget.trials_total}"
+
+    def _as_planned(self, budget: BudgetState) -> BudgetState:
+        """A budget of the ledger as the study now has it, which may be before it is opened so."""
+        if not self._planned:
+            return budget
+        planned = self._planned.get(budget.label)
+        if planned is None:  # taken out of the study: nothing more is done for it
+            return replace(budget, closed=True)
+        variants = budget.variants if planned.variants is None else planned.variants
+        closed = budget.closed and budget.opened_with(planned.trials, variants)
+        return replace(budget, trials_planned=planned.trials, variants=variants, closed=closed)
 
     def _total_work(self) -> float:
         return sum(_work(trial) for trial in self._state.trials.values())
 
-    def _left_flops(self) -> float:
-        """Training FLOPs still to do: of the trials that run, of the opened budgets, and of those to come."""
+    def left_flops(self) -> float:
+        """Training FLOPs still to do: of the trials that run, of the opened budgets, and of those to come, also to come
+        again.
+        """
         left = 0.0
-        for budget in self._state.budgets.values():
-            if budget.closed:
-                continue
-            wanted = [trial for trial in budget.trials if trial.variant in budget.variants]
-            left += sum(trial.flops - _work(trial) for trial in wanted if trial.outcome is None)
-            left += budget.flops * max(0, budget.trials_planned - len(wanted))
+        for budget in map(self._as_planned, self._state.budgets.values()):
+            if not budget.closed:
+                left += sum(trial.flops - _work(trial) for trial in budget.trials_counted if trial.outcome is None)
+                left += budget.flops * (budget.trials_total - len(budget.trials_counted))
         return left + sum(
             budget.flops * budget.trials for budget in self._planned.values() if budget.label not in self._state.budgets
         )
@@ -228,7 +280,7 @@ class ProgressView:
         """Seconds left at this session's pace, an estimate from FLOPs done and planned; None before any are done."""
         done = self._total_work() - self._work_before
         elapsed = self._clock() - self._began
-        return elapsed * self._left_flops() / done if done > 0 else None
+        return elapsed * self.left_flops() / done if done > 0 else None
 
     def panel(self) -> RenderableType:
         """The live panel as it is now."""
@@ -245,9 +297,8 @@ class ProgressView:
             columns |= {"epochs": "right", "learning_rate": "right"}
         table = _columns(**columns, heldout_loss="right")
         table.columns[-1].header = "held-out loss" if self._wide else "loss"
-        opened = ordered_budgets(self._state)
-        for budget in opened:
-            count, best = f"{self._ended(budget)}/{budget.trials_planned}", budget.best
+        for budget in map(self._as_planned, ordered_budgets(self._state)):
+            count, best = self._count(budget), budget.best
             if best is None:
                 table.add_row(budget.label, count, "-")
             else:

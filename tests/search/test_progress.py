@@ -1,6 +1,8 @@
 """The progress view: a live panel on a terminal, plain lines elsewhere, whatever happens in the search."""
 
+import errno
 import io
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -166,6 +168,138 @@ def test_nothing_is_left_of_a_variant_that_the_study_has_taken_out() -> None:
     fewer = opened.fields | {"trials": 1, "cells": opened["cells"][:1]}
     view.feed(event(records[: second + 1], "budget_opened", **fewer))
     assert view.time_left() == 0
+
+
+def resumed(records: Sequence[Record], planned: Sequence[PlannedBudget]) -> ProgressView:
+    """The view of a study that goes on from these records with other budgets planned."""
+    return ProgressView(Console(file=io.StringIO(), width=100), records, budgets=planned, live=False, clock=Clock())
+
+
+def counts(view: ProgressView) -> list[str]:
+    """The panel's column of trials: ended/all, by budget."""
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(view.panel())
+    return [line.split()[3] for line in console.file.getvalue().splitlines() if " FLOPs  " in line]
+
+
+def test_budgets_that_will_be_opened_again_with_a_further_variant_are_left_to_do() -> None:
+    records = synthetic_records(trials=3, budgets=[2e11, 2e13], fail=None)
+    all_four = frozenset({"F0", "F1", "F3", "F7"})
+    planned = [PlannedBudget(label(flops), flops, 4, all_four) for flops in (2e11, 2e13)]
+    view = resumed(records, planned)
+    assert view.left_flops() == pytest.approx(2e11 + 2e13)
+    assert counts(view) == ["3/4", "3/4"]
+    opened = next(record for record in records if record.event == "budget_opened")
+    f7 = opened["cells"][0] | {"variant": "F7"}
+    view.feed(event(records, "budget_opened", **opened.fields | {"trials": 4, "cells": [*opened["cells"], f7]}))
+    assert view.left_flops() == pytest.approx(2e11 + 2e13)
+    suggested = next(record for record in records if record.event == "trial_suggested")
+    view.feed(event(records, "trial_suggested", **suggested.fields | {"trial": "new", "variant": "F7"}))
+    view.feed(
+        event(records, "trial_ended", trial="new", outcome="finished", result={"heldout_loss": 1.0, "step": 10**9})
+    )
+    view.feed(event(records, "budget_closed", budget=label(2e11), best="new"))
+    assert view.left_flops() == pytest.approx(2e13)
+    assert counts(view) == ["4/4", "3/4"]
+
+
+def test_budgets_that_will_be_opened_again_for_more_trials_are_left_to_do() -> None:
+    records = synthetic_records(trials=3, budgets=[2e11])
+    assert resumed(records, [PlannedBudget(label(2e11), 2e11, 5)]).left_flops() == pytest.approx(4e11)
+    for fewer in (2, 3):
+        view = resumed(records, [PlannedBudget(label(2e11), 2e11, fewer, frozenset({"F0", "F1", "F3"}))])
+        assert (view.left_flops(), counts(view)) == (0, ["3/3"])
+
+
+def test_a_budget_that_ran_out_of_combinations_is_not_left_to_do() -> None:
+    records = synthetic_records(trials=3, budgets=[2e11])
+    opened = next(record for record in records if record.event == "budget_opened")
+    opened.fields["trials"] = 9
+    assert resumed(records, [PlannedBudget(label(2e11), 2e11, 9)]).left_flops() == 0
+
+
+def test_a_budget_that_the_study_has_taken_out_is_not_left_to_do() -> None:
+    records = synthetic_records(trials=3, budgets=[2e11], until=6)
+    assert resumed(records, []).left_flops() > 0
+    view = resumed(records, [PlannedBudget(label(6e11), 6e11, 1)])
+    assert (view.left_flops(), counts(view)) == (6e11, ["0/3", "0/1"])
+
+
+def test_trials_of_a_variant_taken_out_are_not_counted() -> None:
+    records = synthetic_records(trials=3, budgets=[2e11], fail=None)
+    console = Console(file=io.StringIO(), width=100)
+    view = ProgressView(console, records, live=False, clock=Clock())
+    opened, suggested, ended = (
+        next(record for record in records if record.event == name)
+        for name in ("budget_opened", "trial_suggested", "trial_ended")
+    )
+    view.feed(event(records, "budget_opened", **opened.fields | {"trials": 4, "cells": opened["cells"][:1]}))
+    view.feed(event(records, "trial_suggested", **suggested.fields | {"trial": "new"}))
+    view.feed(event(records, "trial_ended", **ended.fields | {"trial": "new"}))
+    assert counts(view) == ["2/4"]
+    told, line = console.file.getvalue().splitlines()
+    assert told == "budget 2e11 FLOPs: 4 trials of F0 (22.8 epochs)"
+    assert line.startswith("[2/4] new: F0")
+
+
+class GoneTerminal(io.StringIO):
+    """A terminal that can be written to until it goes away; counts what is tried after that."""
+
+    gone: Exception | None = None
+    tries = 0
+
+    def write(self, text: str) -> int:
+        if self.gone is not None:
+            self.tries += 1
+            raise type(self.gone)(*self.gone.args)
+        return super().write(text)
+
+
+GONE = [OSError(errno.EIO, "Input/output error"), ValueError("I/O operation on closed file.")]
+
+
+@pytest.mark.parametrize("gone", GONE, ids=["gone", "closed"])
+@pytest.mark.parametrize("before", [0, 9], ids=["new", "continued"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_that_is_gone_from_the_start_is_logged_once_and_ends_nothing(
+    gone: Exception, before: int, terminal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    records, file = synthetic_records(trials=6), GoneTerminal()
+    file.gone = gone
+    console = Console(file=file, force_terminal=terminal)
+    with caplog.at_level(logging.ERROR), ProgressView(console, records[:before]) as view:
+        for record in records[before:]:
+            view.feed(record)
+        view.note("a note")
+    view.stop()
+    assert [record.message for record in caplog.records] == ["the terminal cannot be written to; it is left alone now"]
+    assert file.tries == 1
+    assert (console._render_hooks, console._live_stack) == ([], [])
+
+
+@pytest.mark.parametrize("gone", GONE, ids=["gone", "closed"])
+@pytest.mark.parametrize("then", ["note", "refresh", "stop"])
+def test_a_terminal_that_goes_away_is_logged_once_and_ends_nothing(
+    gone: Exception, then: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = GoneTerminal()
+    console = Console(file=file, force_terminal=True)
+    with caplog.at_level(logging.ERROR), ProgressView(console) as view:
+        assert view._live is not None
+        file.gone = gone
+        if then == "note":
+            view.note("a note")
+        elif then == "refresh":  # as the panel's own thread does
+            view._live.refresh()
+        if then != "stop":
+            assert file.tries == 1
+            view.note("another")
+            view.feed(synthetic_records()[0])
+            view._live.refresh()
+            assert file.tries == 1
+    view.stop()
+    assert len(caplog.records) == 1
+    assert (console._render_hooks, console._live_stack) == ([], [])
 
 
 def test_on_a_terminal_the_panel_is_drawn_and_left_on_the_screen() -> None:
