@@ -127,7 +127,10 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         fleet.lease()
 
         # ---- The views ----------------------------------------------------------------------------------------------
-        planned = [PlannedBudget(budget.label, budget.flops, budget.trials) for budget in budgets]
+        planned = [
+            PlannedBudget(budget.label, budget.flops, budget.trials, frozenset(cell.variant for cell in budget.cells))
+            for budget in budgets
+        ]
         progress = ProgressView(console, ledger.records, budgets=planned)
         views = Views.open(study, folder.run, local, progress)
         views.catch_up(ledger.records)
