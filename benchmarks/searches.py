@@ -38,9 +38,13 @@ class Search:
         return [record for record in self.records if record.event == event]
 
 
+def _model(image_size: int) -> ModelConfig:
+    return ModelConfig("F0", image_size, classes=10, width=1 / 16, group_size=8, stem="small")
+
+
 def write_study(folder: Path, name: str, slices: int, trials: int, *, steps: int, image_size: int = 16) -> Path:
     """A study of F0 at width 1/16 on the digits, one budget of `steps` steps, `trials` learning rates."""
-    size = costs("nfnet", "F0", classes=10, image_size=image_size, width=1 / 16, group_size=8, stem="small")
+    size = costs(_model(image_size))
     low, high = 0.1, 0.4
     study = {
         "name": name,
@@ -86,10 +90,10 @@ def run_module(module: str, *arguments: str) -> None:
 
 def trial(folder: Path, *, steps: int, image_size: int) -> TrialConfig:
     """The trial of `write_study`, to be run without a search."""
-    size = costs("nfnet", "F0", classes=10, image_size=image_size, width=1 / 16, group_size=8, stem="small")
+    size = costs(_model(image_size))
     return TrialConfig(
         trial_id="alone",
-        model=ModelConfig("F0", image_size, classes=10, width=1 / 16, group_size=8, stem="small"),
+        model=_model(image_size),
         data=DataConfig("digits", image_size, augment="shift"),
         optimiser=OptimiserConfig(learning_rate=0.2),
         checkpoint=CheckpointConfig(str(folder), every_s=None),

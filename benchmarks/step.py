@@ -155,15 +155,7 @@ def _config(case: Case) -> TrialConfig:
     model = ModelConfig(
         case.variant, case.image_size, classes=10, width=case.width, group_size=case.group_size, stem=stem
     )
-    size = costs(
-        "nfnet",
-        case.variant,
-        classes=10,
-        image_size=case.image_size,
-        width=case.width,
-        group_size=case.group_size,
-        stem=stem,
-    )
+    size = costs(model)
     return TrialConfig(
         trial_id="step",
         model=model,

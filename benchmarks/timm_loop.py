@@ -53,15 +53,7 @@ def timm_seconds(config: TrialConfig, device: torch.device, *, channels_last: bo
     """
     torch.manual_seed(config.seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = build_model(
-        config.model.family,
-        config.model.variant,
-        classes=config.model.classes,
-        image_size=config.model.image_size,
-        width=config.model.width,
-        group_size=config.model.group_size,
-        stem=config.model.stem,
-    ).to(device)
+    model = build_model(config.model).to(device)
     model.to(memory_format=layout)  # type: ignore[call-overload]
     model.train()
     optimiser = create_optimizer_v2(

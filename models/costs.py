@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from models.families import build_model
-from models.nfnet import Stem
+from models.families import ModelSize, build_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,33 +33,22 @@ class Costs:
         return 3 * 2 * self.macs
 
 
-def costs(
-    family: str,
-    variant: str,
-    *,
-    classes: int,
-    image_size: int,
-    width: float = 1.0,
-    group_size: int = 128,
-    stem: Stem = "paper",
-) -> Costs:
-    """Parameters and multiply-accumulates of a model; arguments as in `models.families.build_model`. Cached.
+def costs(size: ModelSize) -> Costs:
+    """Parameters and multiply-accumulates of a model. Cached.
 
     Raises:
         ValueError: what cannot be built, in one line.
     """
-    return _costs(family, variant, classes, image_size, width, group_size, stem)
+    return _costs(size)
 
 
 @cache
-def _costs(
-    family: str, variant: str, classes: int, image_size: int, width: float, group_size: int, stem: Stem
-) -> Costs:
+def _costs(size: ModelSize) -> Costs:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = _without_storage(family, variant, classes, image_size, width, group_size, stem)
-    image = torch.empty(1, 3, image_size, image_size, device="meta")
+    model = build_model(size, device="meta")
+    image = torch.empty(1, 3, size.image_size, size.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return Costs(parameters=sum(p.numel() for p in model.parameters()), macs=counter.get_total_flops() // 2)
@@ -83,19 +71,8 @@ class TrainingMemory:
         return self.fixed + images * self.per_image
 
 
-@cache
-def training_memory(
-    family: str,
-    variant: str,
-    *,
-    classes: int,
-    image_size: int,
-    width: float = 1.0,
-    group_size: int = 128,
-    stem: Stem = "paper",
-    precision: Precision = "float32",
-) -> TrainingMemory:
-    """The least memory that training a model takes; arguments as in `models.families.build_model`. Cached.
+def training_memory(size: ModelSize, precision: Precision = "float32") -> TrainingMemory:
+    """The least memory that training a model takes.
 
     Counted from the tensors that autograd saves, under autocast for "bfloat16". On the CPU the peak was measured 1.2 to
     1.4 times as high (workspaces, gradients of activations).
@@ -103,8 +80,8 @@ def training_memory(
     Raises:
         ValueError: what cannot be built, in one line.
     """
-    model = _without_storage(family, variant, classes, image_size, width, group_size, stem)
-    one, two = (_saved_bytes(model, images, image_size, precision) for images in (1, 2))
+    model = build_model(size, device="meta")
+    one, two = (_saved_bytes(model, images, size.image_size, precision) for images in (1, 2))
     parameters = sum(p.numel() for p in model.parameters())
     return TrainingMemory(fixed=_HELD * parameters + 2 * one - two, per_image=two - one)
 
@@ -130,18 +107,3 @@ def _saved_bytes(model: nn.Module, images: int, image_size: int, precision: Prec
             torch.func.functional_call(model, weights, (batch,))
         own = {weight.untyped_storage()._cdata for weight in weights.values()}
         return sum(tensor.untyped_storage().nbytes() for storage, tensor in saved.items() if storage not in own)
-
-
-def _without_storage(
-    family: str, variant: str, classes: int, image_size: int, width: float, group_size: int, stem: Stem
-) -> nn.Module:
-    return build_model(
-        family,
-        variant,
-        classes=classes,
-        image_size=image_size,
-        width=width,
-        group_size=group_size,
-        stem=stem,
-        device="meta",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from models.names import known_name
 from models.nfnet import VARIANTS as NFNET_VARIANTS
@@ -14,6 +14,39 @@ from models.nfnet import Stem, build_nfnet, check_nfnet
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+class Dimensions(TypedDict):
+    """What a `ModelSize` says besides the names of family and variant."""
+
+    classes: int
+    image_size: int
+    width: float
+    group_size: int
+    stem: Stem
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What the shapes of a network follow from, and so its costs; see `models.nfnet.build_nfnet`."""
+
+    variant: str
+    image_size: int
+    classes: int
+    family: str = "nfnet"
+    width: float = 1.0
+    group_size: int = 128
+    stem: Stem = "paper"
+
+    def dimensions(self) -> Dimensions:
+        """As the builders of families take them."""
+        return {
+            "classes": self.classes,
+            "image_size": self.image_size,
+            "width": self.width,
+            "group_size": self.group_size,
+            "stem": self.stem,
+        }
 
 
 class Builder(Protocol):
@@ -67,50 +100,32 @@ def variants(family: str) -> tuple[str, ...]:
     return _family(family).variants
 
 
-def check_model(
-    family: str, variant: str, *, classes: int, image_size: int, width: float, group_size: int, stem: str
-) -> None:
-    """Refuse a model that cannot be built; fast, because torch is not imported. Arguments as in `build_model`.
+def check_model(size: ModelSize) -> None:
+    """Refuse a model that cannot be built; fast, because torch is not imported.
 
     Raises:
         ValueError: in one line, what was given and what is allowed.
     """
-    _family(family).check(
-        variant, classes=classes, image_size=image_size, width=width, group_size=group_size, stem=stem
-    )
+    _family(size.family).check(size.variant, **size.dimensions())
 
 
 def build_model(
-    family: str,
-    variant: str,
+    size: ModelSize,
     *,
-    classes: int,
-    image_size: int,
-    width: float = 1.0,
-    group_size: int = 128,
-    stem: Stem = "paper",
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     device: torch.device | str | None = None,
 ) -> nn.Module:
     """A model with fresh weights, drawn from torch's default generator.
 
-    For the arguments see `models.nfnet.build_nfnet`.
-    Takes images [batch, 3, image_size, image_size], gives logits [batch, classes].
+    Takes images [batch, 3, image_size, image_size], gives logits [batch, classes]. For the arguments see
+    `models.nfnet.build_nfnet`.
 
     Raises:
         ValueError: unknown family or variant, or a size that cannot be built.
     """
-    return _family(family).build(
-        variant,
-        classes=classes,
-        image_size=image_size,
-        width=width,
-        group_size=group_size,
-        stem=stem,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-        device=device,
+    return _family(size.family).build(
+        size.variant, **size.dimensions(), drop_rate=drop_rate, drop_path_rate=drop_path_rate, device=device
     )
 
 

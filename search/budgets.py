@@ -92,18 +92,7 @@ def open_budgets(study: Study, train_examples: int, classes: int) -> tuple[list[
         StudyError: core-hours that cannot be converted, a budget that buys no variant; one line for each problem.
     """
     amounts = amounts_in_flops(study)
-    sizes = {
-        variant: costs(
-            study.model.family,
-            variant,
-            classes=classes,
-            image_size=study.data.image_size,
-            width=study.model.width,
-            group_size=study.model.group_size,
-            stem=study.model.stem,
-        )
-        for variant in study.model.variants
-    }
+    sizes = {variant: costs(study.model_size(variant, classes)) for variant in study.model.variants}
     budgets: list[Budget] = []
     warnings = _study_warnings(study, train_examples)
     problems: list[str] = []

@@ -7,25 +7,17 @@ from collections.abc import Mapping
 
 from models.costs import training_memory
 from search.formats import number
-from search.sections import MAX_BATCH_SIZE
 from search.study import Study
 
 
 def memory_by_variant(study: Study, classes: int) -> dict[str, int]:
     """Bytes that training each variant takes of a worker at least, with what it holds of the batch; an estimate."""
-    model, training = study.model, study.training
+    training = study.training
+    share = training.batch_size // study.compute.workers_per_slice
+    held = min(share, training.micro_batch_size or share)
     return {
-        variant: training_memory(
-            model.family,
-            variant,
-            classes=classes,
-            image_size=study.data.image_size,
-            width=model.width,
-            group_size=model.group_size,
-            stem=model.stem,
-            precision=training.precision,
-        ).of(min(training.batch_size // study.compute.workers_per_slice, training.micro_batch_size or MAX_BATCH_SIZE))
-        for variant in model.variants
+        variant: training_memory(study.model_size(variant, classes), training.precision).of(held)
+        for variant in study.model.variants
     }
 
 

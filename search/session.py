@@ -164,7 +164,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             concluding = in_background(lambda: conclude(director.state, views, folder, local, at_once=at_once))
             try:
                 stack.__exit__(*sys.exc_info())
-                concluding.result()
+                drawn = concluding.result()
             except KeyboardInterrupt:
                 reason, at_once = "interrupted", True
 
@@ -172,6 +172,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     with reader_may_be_gone():
         if not at_once:
             show_results(study, director.state, local, console)
+            if not drawn:
+                tell(console, f"the figures could not be drawn; see {shown(local / 'logs' / 'search.log')}")
         if views.undelivered:
             tell(console, f"{views.undelivered} events are not in MLflow; bring them with: convscale sync {study_path}")
         if reason == "interrupted":
@@ -187,17 +189,21 @@ def write_end(director: Director, reason: str) -> None:
         log.exception("the end of the session could not be written")
 
 
-def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *, at_once: bool) -> None:
+def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *, at_once: bool) -> bool:
     """The figures, and what the views lack; `at_once` leaves the figures out and hardly waits for the views.
 
-    What fails here is logged, so that it hides neither the results nor the error that ended the search.
+    What fails in drawing is logged, so that it hides neither the results nor the error that ended the search. Returns
+    whether the figures and the table are as the study is now.
     """
+    drawn = False
     try:
         if not at_once:
             views.add_figures(write_results(state, folder.url, local))
+            drawn = True
     except Exception:
         log.exception("the figures could not be drawn")
     views.close(timeout_s=2 if at_once else 60)
+    return drawn
 
 
 def open_data(study: Study) -> Splits:

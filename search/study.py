@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from models.families import FAMILIES, check_model, variants
+from models.families import FAMILIES, ModelSize, check_model, variants
 from models.names import known_name
 from search.complaints import complaints, show
 from search.sections import Compute, Data, Epochs, LearningRate, Model, Search, Section, Tracking, Training
@@ -23,6 +24,7 @@ from trainables.config import (
     ModelConfig,
     OptimiserConfig,
     TrialConfig,
+    flat,
 )
 
 if TYPE_CHECKING:
@@ -88,19 +90,13 @@ class Study(Section):
         folder: str,
     ) -> TrialConfig:
         """Everything a trial's result depends on. `folder` is where its checkpoints go (any fsspec address)."""
-        data, model, training = self.data, self.model, self.training
+        training = self.training
         return TrialConfig(
             trial_id=trial_id,
             model=ModelConfig(
-                variant=cell.variant,
-                image_size=data.image_size,
-                classes=classes,
-                family=model.family,
-                width=model.width,
-                group_size=model.group_size,
-                stem=model.stem,
-                drop_rate=model.drop_rate,
-                drop_path_rate=model.drop_path_rate,
+                **asdict(self.model_size(cell.variant, classes)),
+                drop_rate=self.model.drop_rate,
+                drop_path_rate=self.model.drop_path_rate,
             ),
             data=self.data_config(),
             optimiser=OptimiserConfig(
@@ -123,6 +119,19 @@ class Study(Section):
             log_points=training.log_points,
             flops_per_image=cell.flops_per_image,
             divergence=DivergenceConfig(**training.divergence.model_dump()),
+        )
+
+    def model_size(self, variant: str, classes: int) -> ModelSize:
+        """One of the study's variants, for data of so many classes."""
+        model = self.model
+        return ModelSize(
+            variant=variant,
+            image_size=self.data.image_size,
+            classes=classes,
+            family=model.family,
+            width=model.width,
+            group_size=model.group_size,
+            stem=model.stem,
         )
 
     def data_config(self) -> DataConfig:
@@ -153,7 +162,7 @@ class Study(Section):
                 exclude={"micro_batch_size", "checkpoint", "eval_batch_size", "log_points"}
             ),
         }
-        return _flat(sections)
+        return flat(sections)
 
     @field_validator("storage")
     @classmethod
@@ -196,15 +205,7 @@ class Study(Section):
         try:
             if not problems:
                 for variant in model.variants:
-                    check_model(
-                        model.family,
-                        variant,
-                        classes=1,
-                        image_size=self.data.image_size,
-                        width=model.width,
-                        group_size=model.group_size,
-                        stem=model.stem,
-                    )
+                    check_model(self.model_size(variant, classes=1))
         except ValueError as error:
             problems.append(f"model: {error}")
         return problems
@@ -292,14 +293,3 @@ def _absolute(address: str) -> str:
     if "://" not in local:
         return os.path.abspath(os.path.expanduser(local))
     return address if address.endswith("://") else address.rstrip("/")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots; tuples become lists, as JSON would have them."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

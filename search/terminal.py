@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trainables.data import folder
+from trainables.worker_log import handled_by
 
 
 @contextmanager
@@ -60,15 +61,10 @@ def logging_to(path: Path) -> Iterator[None]:
     os.dup2(sink, 2)
     os.close(sink)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    root.handlers[:], root.level = [handler], logging.WARNING
-    logging.captureWarnings(True)
     try:
-        yield
+        with handled_by(handler):
+            yield
     finally:
-        logging.captureWarnings(False)
-        root.handlers[:], root.level = before
         sys.stdout.flush()
         sys.stderr.flush()
         for number, kept in zip((1, 2), terminal, strict=True):

@@ -11,22 +11,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.families import ModelSize
+
 
 class TrialRefused(ValueError):  # noqa: N818 - what the trial is told, not a failure
     """The trial cannot be run as configured (the user's mistake): never retried. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """A variant of a family, at a width and an image size."""
+class ModelConfig(ModelSize):
+    """A variant of a family, at a width and an image size, and how it is regularised."""
 
-    variant: str
-    image_size: int
-    classes: int
-    family: str = "nfnet"
-    width: float = 1.0
-    group_size: int = 128
-    stem: Literal["paper", "small"] = "paper"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
 
@@ -126,3 +121,14 @@ class TrialConfig:
                 "divergence": DivergenceConfig(**values["divergence"]),
             }
         )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots; tuples become lists, as JSON would have them."""
+    joined: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            joined |= flat(value, f"{prefix}{key}.")
+        else:
+            joined[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return joined

@@ -15,7 +15,7 @@ from torch import nn
 from models.costs import costs
 from models.families import build_model
 from trainables.checkpoint import Checkpoints
-from trainables.config import ModelConfig, TrialConfig, TrialRefused
+from trainables.config import ModelConfig, TrialConfig, TrialRefused, flat
 from trainables.losses import Losses
 from trainables.meter import Meter
 from trainables.optimiser import Optimiser, WeightAverage
@@ -194,11 +194,7 @@ def flops_per_image(config: TrialConfig) -> float:
     """Training FLOPs of one image: as given, else counted. Raises `TrialRefused` for a model that cannot be built."""
     if config.flops_per_image is not None:
         return config.flops_per_image
-    model = config.model
-    known = {"image_size": model.image_size, "classes": model.classes, "width": model.width}
-    return _refusing(
-        lambda: costs(model.family, model.variant, group_size=model.group_size, stem=model.stem, **known).training_flops  # type: ignore[arg-type]
-    )
+    return _refusing(lambda: costs(config.model).training_flops)
 
 
 def identity(config: TrialConfig) -> dict[str, Any]:
@@ -220,7 +216,7 @@ def newest_state(checkpoints: Checkpoints, config: TrialConfig) -> dict[str, Any
     if found is None:
         return None
     state = found[1]
-    saved, given = _flat(state["config"]), _flat(identity(config))
+    saved, given = flat(state["config"]), flat(identity(config))
     for name in sorted(given):  # a checkpoint of an earlier version may hold more
         if saved.get(name) != given.get(name):
             raise TrialRefused(
@@ -230,27 +226,8 @@ def newest_state(checkpoints: Checkpoints, config: TrialConfig) -> dict[str, Any
     return state
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
-
-
 def _build(model: ModelConfig) -> nn.Module:
-    return _refusing(
-        lambda: build_model(
-            model.family,
-            model.variant,
-            classes=model.classes,
-            image_size=model.image_size,
-            width=model.width,
-            group_size=model.group_size,
-            stem=model.stem,
-            drop_rate=model.drop_rate,
-            drop_path_rate=model.drop_path_rate,
-        )
-    )
+    return _refusing(lambda: build_model(model, drop_rate=model.drop_rate, drop_path_rate=model.drop_path_rate))
 
 
 def _refusing(call: Callable[[], T]) -> T:

@@ -15,19 +15,28 @@ def warnings_to(path: str, name: str) -> Iterator[None]:
 
     Several processes may write to the same file.
     """
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
     with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {name} (process %(process)d): %(message)s"))
         standard_error = os.dup(2)
         os.dup2(file.fileno(), 2)
-        root.handlers[:], root.level = [handler], logging.WARNING
-        logging.captureWarnings(True)
         try:
-            yield
+            with handled_by(handler):
+                yield
         finally:
-            logging.captureWarnings(False)
-            root.handlers[:], root.level = before
             os.dup2(standard_error, 2)
             os.close(standard_error)
+
+
+@contextmanager
+def handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Within it, log lines from WARNING on and Python's warnings go to this handler, and to no other."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers[:], root.level = [handler], logging.WARNING
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = before

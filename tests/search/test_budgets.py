@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from models.costs import costs
+from models.families import ModelSize
 from search.budgets import Budget, open_budgets, slug
 from search.study import Study, StudyError, read_study
 
 EXAMPLES = 1000
 F0, F1 = (
-    costs("nfnet", variant, classes=10, image_size=8, width=0.0625, group_size=8, stem="small").training_flops
+    costs(ModelSize(variant, 8, classes=10, width=0.0625, group_size=8, stem="small")).training_flops
     for variant in ("F0", "F1")
 )
 
@@ -59,7 +60,7 @@ def test_a_budget_buys_the_epochs_its_flops_pay_for() -> None:
 
 
 def test_a_cell_knows_the_parameters_of_its_model() -> None:
-    size = costs("nfnet", "F1", classes=10, image_size=8, width=0.0625, group_size=8, stem="small")
+    size = costs(ModelSize("F1", 8, classes=10, width=0.0625, group_size=8, stem="small"))
     assert opened(flops_for(2))[0][0].cell("F1").parameters == size.parameters
 
 

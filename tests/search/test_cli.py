@@ -413,7 +413,7 @@ def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
 
 
 def test_what_fails_at_the_end_hides_neither_the_error_of_the_search_nor_keeps_the_views_from_closing(
-    searches: Callable[..., None], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    searches: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from search.slices import FleetError
 
@@ -436,6 +436,21 @@ def test_what_fails_at_the_end_hides_neither_the_error_of_the_search_nor_keeps_t
     assert ended.value.code == 1
     assert sorted(seen, key=str) == [60, FleetError]  # the fleet is told what ended the search
     assert "a mistake in the drawing" in Path("runs/digits/run-1/logs/search.log").read_text()
+
+
+def test_figures_that_could_not_be_drawn_are_said(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise KeyError("a mistake in the drawing")
+
+    searches(lambda director, fleet: setattr(director, "interrupted", True))
+    write_study(tracking={"enabled": False})
+    said = "the figures could not be drawn; see runs/digits/run-1/logs/search.log"
+    monkeypatch.setattr(session, "write_results", broken)
+    assert said in called("search", "digits.yaml")[1]
+    monkeypatch.setattr(session, "write_results", lambda *_: [])
+    assert said not in called("search", "digits.yaml")[1]
 
 
 def test_a_terminal_that_went_away_is_no_error_of_the_search(

@@ -27,6 +27,15 @@ def living() -> set[int]:
     return found
 
 
+def listening() -> set[int]:
+    """The ports that this process and its descendants listen on."""
+    ports: set[int] = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports |= {each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN}
+    return ports
+
+
 def error_of(fleet: Fleet) -> FleetError | None:
     try:
         fleet.check()
@@ -36,7 +45,7 @@ def error_of(fleet: Fleet) -> FleetError | None:
 
 
 def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end(tmp_path: Path) -> None:
-    before = living()
+    before, ports = living(), listening()
     plan = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=2, max_errors=2)
     with Fleet(plan, address=None) as fleet:
         fleet.lease()
@@ -46,8 +55,10 @@ def test_a_slice_is_recycled_after_so_many_trials_and_nothing_is_left_at_the_end
             assert mine.run(trial(tmp_path, f"recycled-{number}"))["outcome"] == "finished"
             pids.append(mine.pid() if number % 2 == 0 else pids[-1])
         scratch = fleet.scratch
+        assert listening() - ports  # those of the cluster
     assert pids[0] == pids[1] != pids[2] == pids[3]
     until(lambda: not living() - before, "children to end")
+    until(lambda: not listening() - ports, "ports to close")
     assert not scratch.exists()
 
 

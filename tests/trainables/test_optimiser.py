@@ -7,7 +7,7 @@ import torch
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
-from models.families import build_model
+from models.families import ModelSize, build_model
 from trainables.config import OptimiserConfig
 from trainables.optimiser import (
     Optimiser,
@@ -21,7 +21,7 @@ from trainables.optimiser import (
 
 def tiny_nfnet() -> nn.Module:
     torch.manual_seed(0)
-    return build_model("nfnet", "F0", classes=5, image_size=8, width=1 / 32, group_size=4, stem="small")
+    return build_model(ModelSize("F0", 8, classes=5, width=1 / 32, group_size=4, stem="small"))
 
 
 class Tied(nn.Module):

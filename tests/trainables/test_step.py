@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.families import build_model
+from models.families import ModelSize, build_model
 from tests.trainables.trials import Events, tiny_trial
 from trainables.config import OptimiserConfig
 from trainables.loop import train
@@ -37,7 +37,7 @@ def test_parts_cover_the_batch_in_order():
 
 
 def test_the_model_never_sees_more_than_a_part():
-    model = build_model("nfnet", "F0", classes=10, image_size=8, width=1 / 32, group_size=4, stem="small")
+    model = build_model(ModelSize("F0", 8, classes=10, width=1 / 32, group_size=4, stem="small"))
     optimiser = Optimiser(model, OptimiserConfig(learning_rate=0.1))
     shapes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: shapes.append(len(inputs[0])))
