@@ -1,0 +1,62 @@
+"""TPU topologies: what they hold, what they are called, and which do not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusters.tpu import HBM_BYTES, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S, Topology
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "cores", "hosts", "accelerator"),
+    [
+        ("v4:2x2x1", 4, 8, 1, "v4-8"),
+        ("v4:2x2x2", 8, 16, 2, "v4-16"),
+        ("v4:2x2x4", 16, 32, 4, "v4-32"),
+        ("v4:2x4x4", 32, 64, 8, "v4-64"),
+        ("v4:4x4x4", 64, 128, 16, "v4-128"),
+        ("v4:8x8x12", 768, 1536, 192, "v4-1536"),
+        ("v4:16x16x16", 4096, 8192, 1024, "v4-8192"),
+    ],
+)
+def test_a_topology_says_what_it_holds(text: str, chips: int, cores: int, hosts: int, accelerator: str) -> None:
+    topology = Topology.parse(text)
+    assert (topology.chips, topology.cores, topology.hosts, topology.accelerator) == (chips, cores, hosts, accelerator)
+    assert str(topology) == text
+
+
+def test_one_host_may_be_written_either_way_round() -> None:
+    assert Topology.parse("v4:1x2x2") == Topology.parse("v4:2x2x1")
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("v5e:2x2", "write v4:2x2x1"),
+        ("v4-8", "write v4:2x2x1"),
+        ("2x2x1", "write v4:2x2x1"),
+        ("", "write v4:2x2x1"),
+        ("v4:2x2", "with three dimensions"),
+        ("v4:2x2x1x1", "with three dimensions"),
+        ("v4:2x-2x1", "with three dimensions"),
+        ("v4:0x2x2", "no chips"),
+        ("v4:4x2x2", "write v4:2x2x4"),
+        ("v4:1x1x1", "use v4:2x2x1"),
+        ("v4:3x3x3", "use v4:4x4x4"),
+        ("v4:4x4x6", "use v4:4x4x8"),
+        ("v4:1x2x4", "use v4:2x2x4"),
+        ("v4:2x2x8", "use v4:4x4x8"),
+        ("v4:16x16x20", "4096 chips"),
+    ],
+)
+def test_what_does_not_exist_is_refused_in_one_line_that_mends_it(text: str, mend: str) -> None:
+    with pytest.raises(ValueError, match="allowed: ") as refused:
+        Topology.parse(text)
+    message = str(refused.value)
+    assert repr(text) in message
+    assert mend in message
+    assert "\n" not in message
+
+
+def test_a_core_has_half_of_its_chip() -> None:
+    assert (PEAK_FLOPS_PER_S, HBM_BYTES, HBM_BYTES_PER_S) == (137.5e12, 16 * 2**30, 614e9)
