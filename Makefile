@@ -2,10 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TPU_VENV := .venv-tpu
 # Compiled bytecode halves the start-up time of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint bench clean
+.PHONY: install tpu-compiler demo test lint bench clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +17,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The TPU's compiler, for `convscale aot`, which makes it on first use; it needs nothing of the other environment.
+tpu-compiler: $(TPU_VENV)/.installed
+
+$(TPU_VENV)/.installed: constraints-tpu.txt
+	@command -v $(PYTHON) >/dev/null || { echo "convscale needs CPython 3.11: $(PYTHON) was not found; name it with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-tpu.txt uv
+	UV_COMPILE_BYTECODE=1 $(TPU_VENV)/bin/uv pip install --quiet --python $(TPU_VENV)/bin/python --constraint constraints-tpu.txt jax libtpu
+	touch $@
+
 demo: install
 	$(BIN)/convscale search studies/digits.yaml
 
@@ -24,7 +35,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint tpu-compiler
 	$(BIN)/pytest
 
 bench: install
@@ -32,5 +43,5 @@ bench: install
 	$(BIN)/python -m benchmarks.overhead
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

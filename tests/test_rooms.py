@@ -36,7 +36,10 @@ LIBRARIES: Final = {  # a library, and the only files or folders that may import
     "typer": ("search/cli.py",),
     "rich": ("search",),
     "matplotlib": ("search/plotting.py", "search/figures.py"),
-    "torch_xla": ("trainables/runtime",),
+    "torch_xla": ("trainables/runtime", "trainables/aot"),
+    "jax": ("trainables/aot/tpu_compiler.py",),
+    "jaxlib": ("trainables/aot/tpu_compiler.py",),
+    "libtpu": ("trainables/aot/tpu_compiler.py",),
 }
 OTHERS: Final = {"tests", "benchmarks"}
 LONGEST: Final = 400
@@ -119,7 +122,17 @@ def test_a_module_is_one_thing_a_reader_can_name(path: Path) -> None:
     assert not text or ast.get_docstring(ast.parse(text)), "a module says first what it is"
 
 
-BUILT: Final = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__", "runs"}
+BUILT: Final = {
+    ".git",
+    ".venv",
+    ".venv-tpu",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    "__pycache__",
+    "runs",
+}
 
 
 @functools.cache
