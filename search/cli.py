@@ -1,4 +1,4 @@
-"""The command line: `convscale plan|search|results|sync STUDY`, `convscale reference`.
+"""The command line: `convscale plan|search|results|sync|aot STUDY`, `convscale reference`.
 
 Exit status: 0 done; 2 a mistake in what was asked, or a file that cannot be read or written, told in one line each;
 1 the cluster failed; 130 interrupted.
@@ -77,6 +77,47 @@ def sync(
     from search.commands import sync_study
 
     sync_study(study, uri, Console())
+
+
+@app.command()
+def aot(
+    study: StudyFile,
+    topology: Annotated[
+        str, typer.Option(help="The TPU slice: v4: and its chips along three dimensions.")
+    ] = "v4:2x2x1",
+    cores: Annotated[
+        int | None, typer.Option(help="Cores that a batch is split over: 1, or all of the slice (the default).")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A variant of the study, and again for more; default: all of them.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images of a step over all cores; default: the study's.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images of an epoch; default: the study's training images, if they are here.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the optimised programs' text beside the results.")] = False,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Print each program's costliest instructions, so many; implies --keep.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compile a study's train steps with the TPU's own compiler, without a TPU; print memory and estimated speed."""
+    from search.aot_command import compile_study
+
+    compile_study(
+        study,
+        Console(),
+        topology=topology,
+        cores=cores,
+        variants=variant or (),
+        batch_size=batch_size,
+        images=images,
+        keep=keep,
+        top=top,
+        json=json,
+    )
 
 
 @app.command()

@@ -1,0 +1,246 @@
+"""Train steps that the TPU's compiler has compiled: what it said of each, what follows for its speed, where it is kept.
+
+Every figure is of one core and one step. Nothing here was measured on a TPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import fsspec
+
+from clusters.tpu import CLOCK_HZ, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S
+from search.study import Study
+from trainables.config import TrialConfig
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FORMAT: Final = 1
+_SOURCES: Final = ("models", "trainables", "clusters")
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What one core does in one step, as the compiler tells it.
+
+    Attributes:
+        flops: floating point operations (XLA's count, with loops as often as they run).
+        bytes_accessed: bytes that instructions read and write in any memory (XLA's count, with loops likewise).
+        hbm_bytes: those of them that go to or come from HBM, filled up to whole tiles.
+        cycles: the compiler's own estimate of the core's cycles, transfers left out that run beside the arithmetic.
+        memory: bytes of HBM: arguments, outputs, aliased (outputs that take an argument's place), temporaries, code,
+            total.
+        unknown_loops: loops that could not be read, and count as if they ran once.
+    """
+
+    flops: float
+    bytes_accessed: float
+    hbm_bytes: int
+    cycles: int
+    memory: dict[str, int]
+    unknown_loops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A train step that was compiled, or that the compiler refused.
+
+    Attributes:
+        settings: what it is a step of, and for what: model, batch, precision, optimiser, topology, cores.
+        hlo_sha256: of the program that the compiler was given.
+        images: how many images a step takes, over all cores.
+        part_of_batch: whether those are a part of the batch only, because a trial takes its batch in parts.
+        source: of this project's code, when it was exported last.
+        versions: of torch, torch_xla, jax and libtpu.
+        compile_s: how long the compiler took.
+        error: the compiler's first line, if it refused; then there are no costs.
+    """
+
+    settings: dict[str, Any]
+    hlo_sha256: str
+    images: int
+    part_of_batch: bool
+    source: str
+    versions: dict[str, str]
+    compile_s: float
+    error: str | None
+    costs: Costs | None
+
+    @property
+    def variant(self) -> str:
+        """The variant that it trains."""
+        return str(self.settings["model"]["variant"])
+
+    @property
+    def cores(self) -> int:
+        """Over how many cores a step is split."""
+        return int(self.settings["cores"])
+
+    @property
+    def arithmetic_s(self) -> float | None:
+        """Seconds of a step at the core's peak FLOPs per second (of bfloat16)."""
+        return None if self.costs is None else self.costs.flops / PEAK_FLOPS_PER_S
+
+    @property
+    def transfer_s(self) -> float | None:
+        """Seconds of a step at HBM's bandwidth."""
+        return None if self.costs is None else self.costs.hbm_bytes / HBM_BYTES_PER_S
+
+    @property
+    def roofline_s(self) -> float | None:
+        """Seconds that a step takes at least: the longer of the two, as if they overlapped in full."""
+        return None if self.costs is None else max(self.arithmetic_s or 0.0, self.transfer_s or 0.0)
+
+    @property
+    def binds(self) -> Literal["FLOPs", "HBM"] | None:
+        """Which of the two that is: arithmetic, or the transfers to and from HBM."""
+        if self.costs is None:
+            return None
+        return "FLOPs" if (self.arithmetic_s or 0.0) >= (self.transfer_s or 0.0) else "HBM"
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds by the compiler's own estimate of its instructions, never less than the roofline's."""
+        return None if self.costs is None else max(self.costs.cycles / CLOCK_HZ, self.roofline_s or 0.0)
+
+    def images_per_s(self, seconds: float | None) -> float | None:
+        """Images per second of one core, at so many seconds a step."""
+        return self.images / self.cores / seconds if seconds else None
+
+    def core_hours(self, images: int, seconds: float | None) -> float | None:
+        """Core-hours of training on so many images, at so many seconds a step."""
+        rate = self.images_per_s(seconds)
+        return images / rate / 3600 if rate else None
+
+    @property
+    def name(self) -> str:
+        """The name of its file, which everything enters that it depends on."""
+        return f"{self.variant}-{self.cores}-cores-{_digest([self.settings, self.versions, self.hlo_sha256])[:16]}"
+
+    def to_json(self) -> str:
+        """As JSON, with the estimates that follow."""
+        values = dataclasses.asdict(self) | {
+            "format": FORMAT,
+            "estimates": {
+                "roofline_s": self.roofline_s,
+                "binds": self.binds,
+                "expected_s": self.expected_s,
+                "images_per_second_per_core_at_most": self.images_per_s(self.roofline_s),
+                "images_per_second_per_core_expected": self.images_per_s(self.expected_s),
+            },
+        }
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Program | None:
+        """The inverse of `to_json`; None if it was written by another version of this project."""
+        values = json.loads(text)
+        if values.pop("format", None) != FORMAT:
+            return None
+        del values["estimates"]
+        costs = values.pop("costs")
+        return cls(**values, costs=None if costs is None else Costs(**costs))
+
+
+def settings_of(config: TrialConfig, topology: str, cores: int) -> dict[str, Any]:
+    """What a step's program depends on besides versions and code, as JSON values. Rates are data of the program."""
+    optimiser = dataclasses.asdict(config.optimiser)
+    del optimiser["learning_rate"]
+    optimiser["ema_decay"] = config.optimiser.ema_decay is not None
+    return {
+        "model": dataclasses.asdict(config.model),
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "precision": config.precision,
+        "optimiser": optimiser,
+        "topology": topology,
+        "cores": cores,
+    }
+
+
+def source_digest() -> str:
+    """A digest of the code that a train step comes from."""
+    files = sorted(path for room in _SOURCES for path in (ROOT / room).rglob("*.py"))
+    return _digest([[str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")] for path in files])[:16]
+
+
+class Programs:
+    """The programs of a study, one JSON file each in the folder `aot` of the study's storage."""
+
+    def __init__(self, study: Study) -> None:
+        self.url = f"{study.storage_url}/{study.name}/aot"
+        self._fs, self._folder = fsspec.core.url_to_fs(self.url)
+
+    def all(self) -> list[Program]:
+        """Every program there is, the newest last."""
+        if not self._fs.isdir(self._folder):
+            return []
+        files = [info for info in self._fs.ls(self._folder, detail=True) if info["name"].endswith(".json")]
+        files.sort(key=lambda info: (float(info.get("mtime") or 0.0), info["name"]))
+        found = (Program.from_json(self._fs.cat_file(info["name"]).decode()) for info in files)
+        return [program for program in found if program is not None]
+
+    def put(self, program: Program) -> None:
+        """Keep a program; another reader sees it whole or not at all."""
+        self._fs.makedirs(self._folder, exist_ok=True)
+        file = f"{self._folder}/{program.name}.json"
+        self._fs.pipe_file(f"{file}.new", program.to_json().encode())
+        self._fs.mv(f"{file}.new", file)
+
+    def put_text(self, program: Program, suffix: str, text: Path) -> None:
+        """Keep a file beside a program, under its name."""
+        self._fs.makedirs(self._folder, exist_ok=True)
+        self._fs.put_file(str(text), f"{self._folder}/{program.name}{suffix}")
+
+    def has_text(self, program: Program, suffix: str) -> bool:
+        """Whether `put_text` has kept one."""
+        return bool(self._fs.exists(f"{self._folder}/{program.name}{suffix}"))
+
+    def path(self, program: Program, suffix: str) -> str:
+        """Where `put_text` keeps one, as a person would name it."""
+        return f"{self.url}/{program.name}{suffix}"
+
+    def text(self, program: Program, suffix: str) -> str:
+        """What `put_text` kept."""
+        return str(self._fs.cat_file(f"{self._folder}/{program.name}{suffix}").decode())
+
+
+def load_programs(study: Study) -> dict[str, Program]:
+    """The program by which each of the study's variants is judged, of those that were compiled before.
+
+    They are of the study's own model, precision and optimiser (for any number of classes); first comes one of the
+    study's batch, then one over more cores, then the newest. Variants without one are left out.
+    """
+    best: dict[str, Program] = {}
+    for program in Programs(study).all():
+        if program.costs is None or not _is_of(study, program.settings):
+            continue
+        before = best.get(program.variant)
+        if before is None or _standing(study, program) >= _standing(study, before):
+            best[program.variant] = program
+    return {variant: best[variant] for variant in study.model.variants if variant in best}
+
+
+def _is_of(study: Study, settings: Mapping[str, Any]) -> bool:
+    model, training = settings["model"], study.training
+    if model["variant"] not in study.model.variants or settings["precision"] != training.precision:
+        return False
+    wanted = dataclasses.asdict(study.model_size(model["variant"], model["classes"]))
+    wanted |= {"drop_rate": study.model.drop_rate, "drop_path_rate": study.model.drop_path_rate}
+    optimiser = settings["optimiser"]
+    clipped = (optimiser["agc_clip"] is None) == (training.agc_clip is None)
+    averaged = optimiser["ema_decay"] == (training.ema_decay is not None)
+    return bool(model == wanted and clipped and averaged)
+
+
+def _standing(study: Study, program: Program) -> tuple[bool, int]:
+    return (program.settings["batch_size"] == study.training.batch_size, program.cores)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
