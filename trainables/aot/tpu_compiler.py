@@ -10,9 +10,11 @@ answer, and FOLDER/program.hlo.txt, the optimised program.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -29,6 +31,7 @@ ENVIRONMENT: Final = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+_PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
 PROGRAM_FILE: Final = "program.json"
 TEXT_FILE: Final = "program.hlo.txt"
 
@@ -153,6 +156,11 @@ def answer(folder: Path, *, topology: str, cores: int) -> dict[str, Any]:
     return result | {"error": None, "memory": memory(program), "costs": costs_by_computation(text)}
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends: nobody would read the answer."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Compile the step in a folder and write the answer beside it."""
     parser = argparse.ArgumentParser(description="Compile an exported step for TPU v4.")
@@ -160,6 +168,7 @@ def main() -> None:
     parser.add_argument("--topology", required=True, help="such as v4:2x2x1")
     parser.add_argument("--cores", type=int, required=True, help="of the topology, which the batch is split over")
     arguments = parser.parse_args()
+    end_with_parent()
     os.environ.update(ENVIRONMENT)
     found = answer(arguments.folder, topology=arguments.topology, cores=arguments.cores)
     aside = arguments.folder / f"{PROGRAM_FILE}.new"
