@@ -197,6 +197,7 @@ def _compiled(
             part_of_batch=exported.part_of_batch,
             source=source,
             versions=exported.versions | _compiler_versions(compiler),
+            compiled_at=time.time(),
             compile_s=0.0 if answer is None else answer["compile_s"],
             error=_last_words(status, log) if answer is None else answer["error"],
             costs=None if answer is None or answer["error"] else _costs(answer, folder / TEXT_FILE),

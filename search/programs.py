@@ -57,6 +57,7 @@ class Program:
         part_of_batch: whether those are a part of the batch only, because a trial takes its batch in parts.
         source: of this project's code, when it was exported last.
         versions: of torch, torch_xla, jax and libtpu.
+        compiled_at: when (seconds since 1970).
         compile_s: how long the compiler took.
         error: the compiler's first line, if it refused; then there are no costs.
     """
@@ -67,6 +68,7 @@ class Program:
     part_of_batch: bool
     source: str
     versions: dict[str, str]
+    compiled_at: float
     compile_s: float
     error: str | None
     costs: Costs | None
@@ -180,10 +182,9 @@ class Programs:
         """Every program there is, the newest last."""
         if not self._fs.isdir(self._folder):
             return []
-        files = [info for info in self._fs.ls(self._folder, detail=True) if info["name"].endswith(".json")]
-        files.sort(key=lambda info: (float(info.get("mtime") or 0.0), info["name"]))
-        found = (Program.from_json(self._fs.cat_file(info["name"]).decode()) for info in files)
-        return [program for program in found if program is not None]
+        files = [name for name in self._fs.ls(self._folder, detail=False) if name.endswith(".json")]
+        read = (Program.from_json(self._fs.cat_file(name).decode()) for name in sorted(files))
+        return sorted((program for program in read if program is not None), key=lambda program: program.compiled_at)
 
     def put(self, program: Program) -> None:
         """Keep a program; another reader sees it whole or not at all."""

@@ -134,6 +134,7 @@ def a_program(study: Study, variant: str = "F0", **changes: Any) -> Program:
         part_of_batch=False,
         source="s",
         versions={"jax": "1.0"},
+        compiled_at=0.0,
         compile_s=75.0,
         error=None,
         costs=Costs(flops=1.375e12, bytes_accessed=30e9, hbm_bytes=12_280_000_000, cycles=31_500_000, memory=memory),
@@ -409,8 +410,9 @@ def test_a_plan_finds_each_variants_program(study_file: Path) -> None:
     store = Programs(study)
     assert load_programs(study) == {}
     one_core = a_program(study, cores=1)
-    slice_ = a_program(study)
-    for program in (slice_, one_core, a_program(study, batch_size=1024), a_program(study, precision="float32")):
+    slice_ = a_program(study, compiled_at=2.0)
+    older = dataclasses.replace(slice_, compiled_at=1.0, hlo_sha256="1" * 64)
+    for program in (slice_, older, one_core, a_program(study, batch_size=1024), a_program(study, precision="float32")):
         store.put(program)
     store.put(a_program(study, "F1", error="too large", costs=None))
     assert load_programs(study) == {"F0": slice_}
