@@ -147,7 +147,7 @@ def as_json(asked: Request, programs: Sequence[Program]) -> str:
 def render_top(text: str, count: int, console: Console, *, title: str) -> None:
     """Print where a program's bytes, FLOPs and cycles go: by kind of instruction, and the `count` that move most.
 
-    Instructions that are alike (kind, origin, tensors) are one line.
+    Instructions that are alike (kind, origin, tensors) are one line; tensors that hardly count are left out.
     """
     work = profile(Hlo.parse(text))
     total = sums(work)
@@ -161,7 +161,9 @@ def render_top(text: str, count: int, console: Console, *, title: str) -> None:
     for each in work:
         kinds[each.kind].append(each)
         origin = each.instruction.op_name.rstrip("0123456789").rstrip(".")
-        alike[each.kind, origin, tuple(map(str, each.moves))].append(each)
+        largest = max((move.bytes for move in each.moves), default=0)
+        tensors = tuple(str(move) for move in each.moves if move.bytes > largest / 100)
+        alike[each.kind, origin, tensors].append(each)
     tell(console, f"{'times':>7} {'HBM GB':>9} {'share':>7} {'ms':>9} {'GFLOP':>10} {'of peak':>8}  kind")
     for kind, group in sorted(kinds.items(), key=lambda item: -_hbm(item[1])):
         if _hbm(group) > total.hbm_bytes / 1000 or sum(each.cycles for each in group) > total.cycles / 1000:
