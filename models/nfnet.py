@@ -3,7 +3,8 @@
 Architecture: "High-Performance Large-Scale Image Recognition Without Normalization" (arXiv 2102.06171); the F+ widths
 and the use of depth as the scaled axis: "ConvNets Match Vision Transformers at Scale" (arXiv 2310.16764).
 The blocks are those of timm's `dm_nfnet_*`: SkipInit gains, "same" padding, GELU with its gamma in the activation,
-squeeze-and-excitation with ratio 0.5, bottleneck ratio 0.5, alpha 0.2.
+squeeze-and-excitation with ratio 0.5, bottleneck ratio 0.5, alpha 0.2. But for GELU, which is the approximation by
+tanh, as in the authors' code (`jax.nn.gelu`); timm's is the exact one. A TPU has a unit for tanh and none for erf.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def build_nfnet(
     """
     check_nfnet(variant, classes=classes, image_size=image_size, width=width, group_size=group_size, stem=stem)
     # Imported here: timm takes seconds to load, and those who only read the variant table should not wait for it.
-    from timm.models.nfnet import NfCfg, NormFreeNet
+    from timm.layers import get_act_fn
+    from timm.models.nfnet import GammaAct, NfCfg, NormFreeNet
 
     channels = scaled_channels(variant, width=width, group_size=group_size)
     config = NfCfg(
@@ -159,6 +161,9 @@ def build_nfnet(
         ch_div=1,  # the channels are rounded already; timm's multiples of 8 would distort bottlenecks of small widths
     )
     model = NormFreeNet(config, num_classes=classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate, device=device)
+    for module in model.modules():
+        if isinstance(module, GammaAct):
+            module.act_fn = get_act_fn("gelu_tanh")
     if stem == "small":
         _put_small_stem(model, channels=config.stem_chs, device=device)
     network: nn.Module = model

@@ -52,9 +52,8 @@ def evaluate(
     model.train(was_training)
     if stopped:
         return None
-    per_batch = torch.stack(sums).to("cpu", torch.float64) if sums else torch.zeros(1, 3, dtype=torch.float64)
-    own = torch.cat((per_batch.sum(0), torch.tensor([skipped], dtype=torch.float64)))
-    loss, correct, images, skipped_by_all = runtime.all_reduce_sum(own).tolist()
+    loss, correct, images = runtime.gather_sums(sums).sum(0).tolist() if sums else (0.0, 0.0, 0.0)
+    skipped_by_all = runtime.workers.sum(torch.tensor(float(skipped))).item()
     if not images:
         raise DataError("no held-out image could be read: there is nothing to evaluate on; mend the files")
     return HeldOut(loss / images, correct / images, images=round(images), unreadable=round(skipped_by_all))

@@ -24,7 +24,7 @@ def agreed(call: Callable[[], T], runtime: Runtime) -> T:
         value = call()
     except TrialRefused as error:
         refusal = error
-    (refused,) = runtime.agree(refusal is not None)
+    (refused,) = runtime.workers.agree(refusal is not None)
     if refused:
         raise _refusal_of_all(refusal, runtime)
     return value
@@ -47,7 +47,7 @@ def in_step(
             return
         except TrialRefused as error:
             refusal = error
-        refused, *answers = runtime.agree(refusal is not None, *(flag() for flag in flags))
+        refused, *answers = runtime.workers.agree(refusal is not None, *(flag() for flag in flags))
         if refused:
             raise _refusal_of_all(refusal, runtime)
         yield batch, tuple(answers)
@@ -55,6 +55,6 @@ def in_step(
 
 def _refusal_of_all(own: TrialRefused | None, runtime: Runtime) -> TrialRefused:
     """The first refused worker's refusal, on all workers."""
-    reasons = runtime.all_gather_text(str(own) if own is not None else "")
+    reasons = runtime.workers.gather_text(str(own) if own is not None else "")
     reason = next(reason for reason in reasons if reason)
     return own if own is not None and str(own) == reason else TrialRefused(reason)

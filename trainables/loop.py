@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +29,15 @@ from trainables.overlap import InputOverlap
 from trainables.runtime import Runtime
 from trainables.schedule import learning_rate_at
 from trainables.step import training_step
-from trainables.trial import Trial, TrialResult, check, flops_per_image, newest_state, out_of_memory
+from trainables.trial import (
+    Trial,
+    TrialResult,
+    check,
+    flops_per_image,
+    micro_batch_of_program,
+    newest_state,
+    out_of_memory,
+)
 from trainables.unreadable import few_unreadable, unreadable
 
 __all__ = ["TrialResult", "train"]
@@ -60,7 +69,8 @@ def train(
     try:
         return _train(config, runtime, report, should_stop, previous)
     except torch.OutOfMemoryError as error:
-        runtime.meet(_MEETING_S)  # where some workers go on and wait, it is an ordinary error, and all start anew
+        # Where some workers go on and wait, it is an ordinary error, and all start anew.
+        runtime.workers.meet(_MEETING_S)
         raise out_of_memory(config, error) from error
 
 
@@ -72,7 +82,7 @@ def _train(
     previous: dict[str, Any] | None,
 ) -> TrialResult:
     # ---- Set-up -----------------------------------------------------------------------------------------------------
-    entered_at = time.time()
+    entered_at, workers = time.time(), runtime.workers
     meter = Meter(cores=runtime.cores, peak_flops_per_s=runtime.peak_flops_per_s(config.precision))
     checkpoints = Checkpoints(config.checkpoint.folder, config.checkpoint.keep)
 
@@ -88,7 +98,7 @@ def _train(
                 f"{config.trial_id}: model.classes is {config.model.classes}, the data has {len(splits.classes)}: "
                 "give that"
             )
-        check_heldout(splits, config.data, rank=runtime.rank, world=runtime.world)
+        check_heldout(splits, config.data, rank=workers.rank, world=workers.world)
         try:
             return splits, Trial.at_start(config, runtime, meter)
         except torch.OutOfMemoryError as error:
@@ -96,7 +106,7 @@ def _train(
 
     saved = agreed(find, runtime)
     place = "none" if saved is None else f"step {saved['step']}, ended: {saved['result'] is not None}"
-    if len(set(runtime.all_gather_text(place))) > 1:
+    if len(set(workers.gather_text(place))) > 1:
         raise RuntimeError(
             f"{config.checkpoint.folder}: the workers found different checkpoints; is the folder shared?"
         )
@@ -112,10 +122,17 @@ def _train(
     elif previous is not None:
         meter.resume(0, None, previous=previous, now=entered_at)
     del saved
-    if runtime.rank == 0:
+    if workers.rank == 0:
         checkpoints.clean()
     last_saved = (trial.step, time.monotonic(), 0.0)
     overlap = InputOverlap(runtime, meter)
+
+    @contextmanager
+    def compilation_apart() -> Iterator[None]:
+        """Count the time that the block's programs took to compile in its own bucket."""
+        compiled_s = runtime.compile_s
+        yield
+        meter.move(runtime.compile_s - compiled_s, "compilation")
 
     def fetch() -> None:
         """Wait for the losses of the steps that were given to the device, which is productive time."""
@@ -135,7 +152,7 @@ def _train(
         return trial.step, now, now - began
 
     def checkpoint_due() -> bool:
-        return runtime.rank == 0 and _is_due(config, trial.step, *last_saved)
+        return workers.rank == 0 and _is_due(config, trial.step, *last_saved)
 
     # ---- Training loop ----------------------------------------------------------------------------------------------
     trial.model.train()
@@ -147,7 +164,8 @@ def _train(
             trial.average,
             config.optimiser.label_smoothing,
             autocast=lambda: runtime.autocast(config.precision),
-            micro_batch_size=config.micro_batch_size,
+            micro_batch_size=micro_batch_of_program(config, runtime),
+            devices=runtime.devices,
             unsynchronised=lambda: runtime.unsynchronised(parallel),
         )
     )
@@ -158,17 +176,18 @@ def _train(
         seed=config.seed,
         start_step=trial.step,
         steps=config.steps,
-        rank=runtime.rank,
-        world=runtime.world,
+        rank=workers.rank,
+        world=workers.world,
     )
     log_steps = _log_steps(config.steps, config.log_points)
     stopped = False
-    runtime.synchronise()  # every buffer is there, so the first step is the same program as the second
-    if runtime.rank == 0:
+    with compilation_apart():
+        runtime.synchronise()  # every buffer is there, so the first step is the same program as the second
+    if workers.rank == 0:
         report({"event": "started", "step": trial.step})
 
     def name_unreadable(images: list[str]) -> None:
-        if runtime.rank == 0:
+        if workers.rank == 0:
             report({"event": "unreadable", "images": images})
 
     log_started = (trial.step, time.monotonic())
@@ -190,10 +209,10 @@ def _train(
                 steps=config.steps,
             )
             share = trial.average.weight_at(trial.step) if trial.average is not None else 0.0
-            compiled_s = runtime.compile_s
-            trial.losses.add(step(runtime.to_device(host_batch), runtime.scalar(learning_rate), runtime.scalar(share)))
+            with compilation_apart():
+                batch, rate = runtime.to_device(host_batch), runtime.scalar(learning_rate)
+                trial.losses.add(step(batch, rate, runtime.scalar(share)))
             overlap.step_given()
-            meter.move(runtime.compile_s - compiled_s, "compilation")
             meter.count_step(trial.step, config.batch_size)
             trial.step += 1
             if trial.step in log_steps or trial.step % runtime.losses_every == 0:
@@ -205,7 +224,7 @@ def _train(
                 speed = config.batch_size * (trial.step - log_started[0]) / (now - log_started[1])
                 log_started = (trial.step, now)
                 train_loss = trial.losses.log()
-                if runtime.rank == 0:
+                if workers.rank == 0:
                     points = [[trial.step, train_loss, learning_rate, speed]]
                     report({"event": "progressed", "step": trial.step, "points": points, "meter": meter.to_dict()})
             meter.enter("input_wait")
@@ -225,16 +244,17 @@ def _train(
     def held_out(model: nn.Module) -> HeldOut | None:
         """The model on the held-out images; None if the trial is to stop."""
         with heldout_batches(
-            splits.heldout, config.data, batch_size=config.eval_batch_size, rank=runtime.rank, world=runtime.world
+            splits.heldout, config.data, batch_size=config.eval_batch_size, rank=workers.rank, world=workers.world
         ) as batches:
             stream = few_unreadable(batches, splits.heldout, name_unreadable)
-            return evaluate(model, stream, runtime, config.precision, should_stop)
+            with compilation_apart():
+                return evaluate(model, stream, runtime, config.precision, should_stop)
 
     try:
         weights = None if stopped else held_out(trial.model)
         averaged = held_out(trial.average.model) if weights is not None and trial.average is not None else None
     except Exception as error:
-        together = runtime.world == 1 or isinstance(error, TrialRefused)  # of other errors only one worker may know
+        together = workers.world == 1 or isinstance(error, TrialRefused)  # of other errors only one worker may know
         if together and trial.step > last_saved[0]:
             save()
         raise

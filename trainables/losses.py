@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trainables.config import DivergenceConfig
@@ -28,14 +27,14 @@ class Losses:
         self._pending: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Take a step's loss (0-dim, of this worker's part of the batch), still on the device."""
+        """Take a step's loss (0-dim, of the part of the batch that its program saw), still on the device."""
         self._pending.append(loss)
 
     def fetch(self, runtime: Runtime, step: int) -> None:
         """Wait for the losses taken since the last time, of the steps up to the `step`-th; all workers must call it."""
         if not self._pending:
             return
-        losses = (runtime.all_reduce_sum(torch.stack(self._pending)) / runtime.world).tolist()
+        losses = (runtime.gather_sums(self._pending) / runtime.programs).tolist()
         self._pending.clear()
         for number, loss in enumerate(losses, start=step - len(losses) + 1):
             self.sum, self.count = self.sum + loss, self.count + 1

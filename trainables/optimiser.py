@@ -16,17 +16,23 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from models.pointwise import PointwiseConv2d
+from models.repeated import stacks_of
 from trainables.config import OptimiserConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a parameter stands: its full name, its owner, its name there, and whether the owner is the classifier."""
+    """Where a parameter stands: its full name, its owner, its name there, and whether the owner is the classifier.
+
+    `ndim`: axes of one parameter, not counting the one along which those of repeated blocks are stacked.
+    """
 
     name: str
     owner: nn.Module
     local_name: str
     parameter: Tensor
+    ndim: int
     in_classifier: bool
 
 
@@ -45,11 +51,12 @@ class Rule:
 
 
 def _is_kernel(site: Site) -> bool:
-    return isinstance(site.owner, nn.modules.conv._ConvNd | nn.Linear) and site.local_name == "weight"
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, PointwiseConv2d)
+    return isinstance(site.owner, kinds) and site.local_name == "weight"
 
 
 def _is_vector(site: Site) -> bool:
-    return site.parameter.ndim <= 1 or site.local_name == "gain"  # timm keeps a convolution's gains as [C, 1, 1, 1]
+    return site.ndim <= 1 or site.local_name == "gain"  # timm keeps a convolution's gains as [C, 1, 1, 1]
 
 
 RULES: Final = (
@@ -66,12 +73,15 @@ def assign_rules(model: nn.Module, rules: Sequence[Rule] = RULES) -> dict[str, R
     Raises `ValueError` that names a parameter which no rule covers, or more than one (also under two names).
     """
     classifier = model.get_classifier()  # type: ignore[operator]
+    stacks = stacks_of(model)
     found: dict[Tensor, tuple[str, list[Rule]]] = {}
     for prefix, owner in model.named_modules():
         for local_name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            site = Site(f"{prefix}.{local_name}".lstrip("."), owner, local_name, parameter, owner is classifier)
+            full_name = f"{prefix}.{local_name}".lstrip(".")
+            ndim = parameter.ndim - (full_name in stacks)
+            site = Site(full_name, owner, local_name, parameter, ndim, owner is classifier)
             name, matching = found.setdefault(parameter, (site.name, []))
             matching += [rule for rule in rules if rule.matches(site) and rule not in matching]
     for parameter, (name, matching) in found.items():
@@ -87,6 +97,19 @@ def assign_rules(model: nn.Module, rules: Sequence[Rule] = RULES) -> dict[str, R
 def unit_norms(tensors: list[Tensor]) -> list[Tensor]:
     """The norm of each output unit: of a kernel [out, ...] the norms [out, 1, ...] over all axes but the first."""
     return [torch.linalg.vector_norm(t, dim=tuple(range(1, t.ndim)), keepdim=True) for t in tensors]
+
+
+def unit_norms_of_stacks(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each output unit of each entry: of stacked kernels [n, out, ...] the norms [n, out, 1, ...]."""
+    return [torch.linalg.vector_norm(t, dim=tuple(range(2, t.ndim)), keepdim=True) for t in tensors]
+
+
+def vector_norms_of_stacks(tensors: list[Tensor]) -> list[Tensor]:
+    """One norm for each entry: of stacked vectors [n, ...] the norms [n, 1, ...]."""
+    return [
+        torch.linalg.vector_norm(t, dim=tuple(range(1, t.ndim)), keepdim=True) if t.ndim > 1 else t.abs()
+        for t in tensors
+    ]
 
 
 def vector_norms(tensors: list[Tensor]) -> list[Tensor]:
@@ -145,8 +168,16 @@ class Optimiser:
         self.parameters: list[Tensor] = [p for _, p in named]
         self.momenta = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.parameters]
         indices = range(len(named))
-        self._units = [i for i in indices if rules[self.names[i]].clip == "unit"]
-        self._vectors = [i for i in indices if rules[self.names[i]].clip == "vector"]
+        stacks = stacks_of(model)
+        self._clipped = [
+            ([i for i in indices if rules[self.names[i]].clip == clip and (self.names[i] in stacks) == stacked], norms)
+            for clip, stacked, norms in (
+                ("unit", False, unit_norms),
+                ("unit", True, unit_norms_of_stacks),
+                ("vector", False, vector_norms),
+                ("vector", True, vector_norms_of_stacks),
+            )
+        ]
         self._decayed = [i for i in indices if rules[self.names[i]].weight_decay]
 
     @torch.no_grad()
@@ -158,7 +189,7 @@ class Optimiser:
         assert not missing, f"no gradient reached {', '.join(missing)}"
         present: list[Tensor] = gradients  # type: ignore[assignment]
         if config.agc_clip is not None:
-            for indices, norms in ((self._units, unit_norms), (self._vectors, vector_norms)):
+            for indices, norms in self._clipped:
                 grads, weights = [present[i] for i in indices], [parameters[i] for i in indices]
                 clip_gradients_(grads, weights, norms, config.agc_clip, config.agc_eps)
         if config.weight_decay:

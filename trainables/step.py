@@ -41,13 +41,15 @@ def training_step(
     *,
     autocast: Context,
     micro_batch_size: int | None = None,
+    devices: int = 1,
     unsynchronised: Context = nullcontext,
 ) -> Callable[[Batch, Tensor, Tensor], Tensor]:
     """A step `(batch, learning rate, share of the new weights in the average) -> loss of this worker's part`.
 
     A batch larger than `micro_batch_size` is taken in parts, so that only one part's activations are held at a time;
     NFNets have no statistics over the batch, so the gradient is the same. All parts but the last are passed back under
-    `unsynchronised`, for workers need to meet only once.
+    `unsynchronised`, for workers need to meet only once. Of a batch that is split over `devices`, in order, every part
+    has an even share of each device's.
     """
 
     def backward(batch: Batch, share_of_batch: float) -> Tensor:
@@ -60,7 +62,7 @@ def training_step(
         return loss.detach()
 
     def step(batch: Batch, learning_rate: Tensor, share: Tensor) -> Tensor:
-        *parts, last = in_parts(batch, micro_batch_size)
+        *parts, last = in_parts(batch, micro_batch_size, devices)
         size = len(batch["label"])
         losses = []
         for part in parts:
@@ -75,12 +77,21 @@ def training_step(
     return step
 
 
-def in_parts(batch: Batch, size: int | None) -> list[Batch]:
-    """A batch as parts of `size` examples, the last one of what is left; None: one part."""
+def in_parts(batch: Batch, size: int | None, devices: int = 1) -> list[Batch]:
+    """A batch as parts of `size` examples, the last one of what is left; None: one part.
+
+    Both are split over `devices`: part 0 is the beginning of each device's share, so that no example changes devices.
+    """
     examples = len(batch["label"])
     if size is None or size >= examples:
         return [batch]
-    return [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, examples, size)]
+    if devices == 1:
+        return [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, examples, size)]
+    shares = {name: values.view(devices, -1, *values.shape[1:]) for name, values in batch.items()}
+    own, step = examples // devices, size // devices
+    return [
+        {name: values[:, at : at + step].flatten(0, 1) for name, values in shares.items()} for at in range(0, own, step)
+    ]
 
 
 def evaluation_step(model: nn.Module, autocast: Context) -> Callable[[Batch], Tensor]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.costs import costs
 from models.families import build_model
+from models.forms import as_built, as_trained
 from trainables.checkpoint import Checkpoints
 from trainables.config import ModelConfig, TrialConfig, TrialRefused, flat
 from trainables.losses import Losses
@@ -85,14 +87,14 @@ class Trial:
     def snapshot(self, runtime: Runtime, result: TrialResult | None = None) -> dict[str, Any] | None:
         """Everything that a restart needs, on the host; None but for rank 0. All workers must call it."""
         rng, skipped = runtime.rng_state(), self.skipped_by_all(runtime)
-        if runtime.rank != 0:
+        if runtime.workers.rank != 0:
             return None
         return {
             "config": identity(self.config),
             "step": self.step,
-            "model": runtime.to_host(self.model.state_dict()),
-            "momenta": runtime.to_host(self.optimiser.state_dict()),
-            "average": runtime.to_host(self.average.model.state_dict()) if self.average is not None else None,
+            "model": self._saved(self.model.state_dict(), runtime),
+            "momenta": self._saved(self.optimiser.state_dict(), runtime),
+            "average": self._saved(self.average.model.state_dict(), runtime) if self.average is not None else None,
             "rng": rng,
             "losses": self.losses.to_dict(),
             "skipped": skipped,
@@ -116,19 +118,27 @@ class Trial:
                 state["threads"],
             )
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["momenta"])
+        self.model.load_state_dict(self._restored(state["model"], runtime))
+        self.optimiser.load_state_dict(self._restored(state["momenta"], runtime))
         if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
+            self.average.model.load_state_dict(self._restored(state["average"], runtime))
         self.losses.load(state["losses"])
-        self.skipped = state["skipped"] if runtime.rank == 0 else 0
+        self.skipped = state["skipped"] if runtime.workers.rank == 0 else 0
         if not runtime.set_rng_state(state["rng"]):
             # Another number of workers, or another device: other dropout masks, as good as those it would have drawn.
             runtime.fork_rng(self.config.seed + self.step)
 
+    def _saved(self, values: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+        """Values by parameter names as they are saved: whatever runtime trained them, any other can go on."""
+        return as_built(self.model, runtime.to_host(values))
+
+    def _restored(self, values: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+        """The inverse of `_saved`."""
+        return runtime.from_host(as_trained(self.model, values))
+
     def skipped_by_all(self, runtime: Runtime) -> int:
         """Unreadable images met by all workers together."""
-        return round(runtime.all_reduce_sum(torch.tensor([float(self.skipped)])).item())
+        return round(runtime.workers.sum(torch.tensor([float(self.skipped)])).item())
 
     def ended(
         self,
@@ -158,6 +168,7 @@ class Trial:
 def check(config: TrialConfig, runtime: Runtime) -> None:
     """Raise `TrialRefused` for what cannot be trained as configured on this runtime, before any work is done."""
     runtime.check_precision(config.precision)
+    shares = runtime.programs * runtime.devices
     if config.steps < 1:
         raise TrialRefused(f"{config.trial_id}: steps {config.steps} is too few: train 1 or more")
     if not 0 <= config.warmup_steps <= config.steps:
@@ -165,19 +176,31 @@ def check(config: TrialConfig, runtime: Runtime) -> None:
             f"{config.trial_id}: warmup_steps {config.warmup_steps} is longer than the run: give 0 to {config.steps}"
         )
     for name, size in (("batch_size", config.batch_size), ("eval_batch_size", config.eval_batch_size)):
-        if size < 1 or size % runtime.world:
+        if size < 1 or size % shares:
             raise TrialRefused(
-                f"{config.trial_id}: {name} {size} cannot be split over {runtime.world} workers: give a multiple"
+                f"{config.trial_id}: {name} {size} cannot be split over {shares} {runtime.shares_of}: give a multiple"
             )
     if config.micro_batch_size is not None and config.micro_batch_size < 1:
         raise TrialRefused(
             f"{config.trial_id}: micro_batch_size {config.micro_batch_size} is too small: give 1 or more"
+        )
+    if (micro := micro_batch_of_program(config, runtime)) is not None and micro % runtime.devices:
+        raise TrialRefused(
+            f"{config.trial_id}: micro_batch_size {config.micro_batch_size} cannot be split over the devices of a "
+            f"worker: give a multiple of {runtime.devices // math.gcd(runtime.devices, runtime.workers.world)}"
         )
     if config.model.image_size != config.data.image_size:
         raise TrialRefused(
             f"{config.trial_id}: the model takes images of {config.model.image_size} pixels and the data gives "
             f"{config.data.image_size}: give both the same image_size"
         )
+
+
+def micro_batch_of_program(config: TrialConfig, runtime: Runtime) -> int | None:
+    """Examples that one program passes through the model at once: those of all the workers that it spans."""
+    if config.micro_batch_size is None:
+        return None
+    return config.micro_batch_size * runtime.workers.world // runtime.programs
 
 
 def out_of_memory(config: TrialConfig, error: torch.OutOfMemoryError) -> TrialRefused:

@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.models.nfnet import GammaAct
 
 from models.nfnet import STRIDES, VARIANTS, build_nfnet, scaled_channels
 
@@ -27,9 +28,13 @@ def test_variants_are_the_papers() -> None:
     assert VARIANTS["F7+"].channels == (384, 768, 2048, 2048)
 
 
-def test_f0_is_timms_f0() -> None:
+def test_f0_is_timms_f0_but_for_the_approximate_gelu() -> None:
     ours = randomised(build_nfnet("F0", classes=10, image_size=64))
     theirs = timm.create_model("dm_nfnet_f0", num_classes=10).eval()
+    activations = [module for module in theirs.modules() if isinstance(module, GammaAct)]
+    assert len(activations) == 3 + 1 + 4 * 12
+    for activation in activations:
+        activation.act_fn = lambda x, inplace: torch.nn.functional.gelu(x, approximate="tanh")
     assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

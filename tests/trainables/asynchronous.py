@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,9 +38,9 @@ class AsynchronousRuntime(TorchRuntime):
 
         return given
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
+    def gather_sums(self, outputs: Sequence[Tensor]) -> Tensor:
         self.synchronise()
-        return super().all_reduce_sum(values)
+        return super().gather_sums(outputs)
 
     def synchronise(self) -> None:
         self.clock.now = max(self.clock.now, self.free_at)

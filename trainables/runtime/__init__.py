@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+from glob import glob
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.runtime.workers import Workers
+
 Precision = Literal["float32", "bfloat16"]
+DEVICES: Final = ("auto", "cpu", "cuda", "tpu", "xla-cpu")
 DeviceBatch = dict[str, Tensor]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,8 +31,10 @@ class Runtime(Protocol):
     Attributes:
         device: where tensors live.
         device_name: the hardware's own name, for people.
-        rank: this worker's place among `world` workers that train one trial together.
-        world: how many workers there are; each reads 1 / `world` of a batch.
+        workers: this worker among those that train one trial together; each reads 1 / `workers.world` of a batch.
+        programs: how many programs make one step: one for each worker, or one that spans all of them.
+        devices: over how many devices a program splits its batch.
+        shares_of: what `programs` x `devices` counts, for people: "workers", or "devices".
         cores: cores (CPU threads, GPUs, TPU cores) of all workers together, what core-hours count.
         losses_every: how many steps' losses are fetched together; 1 where fetching one costs nothing.
         compilations: programs compiled by this process so far.
@@ -40,9 +46,13 @@ class Runtime(Protocol):
     @property
     def device_name(self) -> str: ...
     @property
-    def rank(self) -> int: ...
+    def workers(self) -> Workers: ...
     @property
-    def world(self) -> int: ...
+    def programs(self) -> int: ...
+    @property
+    def devices(self) -> int: ...
+    @property
+    def shares_of(self) -> str: ...
     @property
     def cores(self) -> int: ...
     @property
@@ -91,20 +101,16 @@ class Runtime(Protocol):
     def to_device(self, batch: dict[str, np.ndarray[Any, Any]]) -> DeviceBatch:
         """A host batch on the device, dtypes and shapes unchanged."""
 
+    def from_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors where the model's are, to be copied into it."""
+
     def to_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors on the host, finished, to be saved."""
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum over workers, in float64 on the host. Waits for the device."""
-
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, true if it is so for any worker. Does not wait for the device."""
-
-    def all_gather_text(self, text: str) -> list[str]:
-        """Every worker's text, in the order of ranks. Does not wait for the device."""
-
-    def meet(self, timeout_s: float) -> None:
-        """Wait for all workers to call this. Raises `RuntimeError` if one does not within `timeout_s`."""
+    def gather_sums(self, outputs: Sequence[Tensor]) -> Tensor:
+        """What steps gave, tensors of one shape, each summed over the `programs` that made it: [n, ...] in float64 on
+        the host. Waits for the device.
+        """
 
     def mark(self) -> Any:
         """A point in the device's work, after all it was given so far; None where the host waits for every step."""
@@ -117,12 +123,27 @@ class Runtime(Protocol):
 
 
 def select_runtime(device: str = "auto", *, cores: int | None = None) -> Runtime:
-    """The runtime for `device` ("auto", "cpu" or "cuda"); `auto` takes CUDA where there is a GPU, else the CPU.
+    """The runtime for `device`, one of `DEVICES`; `auto` takes a TPU if this host has one, else a GPU, else the CPU.
 
-    `cores`: CPU threads of this worker, its share of the machine (None: leave torch's own number). If
-    `torch.distributed` has been initialised, its workers train together. Raises `TrialRefused` for a device that is
-    not there.
+    `cores`: CPU threads of this worker, its share of the machine (None: leave torch's own number); for `xla-cpu` its
+    virtual devices. If `torch.distributed` has been initialised, its workers train together. An XLA device is the
+    process's for good: the runtime must be made before anything else uses torch_xla or passes a gradient back.
+    Raises `TrialRefused` for a device that is not there.
     """
+    if device == "tpu" or (device == "auto" and tpu_chips_here()):
+        from trainables.runtime.xla import XlaRuntime
+
+        return XlaRuntime("tpu")
+    if device == "xla-cpu":
+        from trainables.runtime.xla import XlaRuntime
+
+        return XlaRuntime("xla-cpu", cores=cores)
     from trainables.runtime.torch import TorchRuntime
 
     return TorchRuntime(device, cores=cores)
+
+
+def tpu_chips_here() -> int:
+    """TPU chips of this host, by the device files that Ray counts too."""
+    chips = glob("/dev/accel*")
+    return len(chips) if chips else len([path for path in glob("/dev/vfio/*") if path.rpartition("/")[2].isdigit()])

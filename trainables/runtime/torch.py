@@ -6,16 +6,15 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainables.config import TrialRefused
-from trainables.runtime import DeviceBatch, P, Precision, R
+from trainables.runtime import DEVICES, DeviceBatch, P, Precision, R
+from trainables.runtime.workers import Workers
 
 PEAK_FLOPS_PER_S: Final[tuple[tuple[str, dict[Precision, float]], ...]] = (
     # One GPU's dense peak in NVIDIA's data sheets. float32: TF32 where there is one, as convolutions use by default.
@@ -43,32 +42,31 @@ def peak_of(device_name: str, precision: Precision) -> float | None:
 class TorchRuntime:
     """`trainables.runtime.Runtime` on torch; one device per worker."""
 
+    devices = 1
+    shares_of = "workers"
     compilations = 0  # eager: nothing is compiled
     compile_s = 0.0
 
     def __init__(self, device: str = "auto", *, cores: int | None = None) -> None:
         if device not in ("auto", "cpu", "cuda"):
-            raise TrialRefused(f"device {device!r} is not known: use auto, cpu or cuda")
+            raise TrialRefused(f"device {device!r} is not known: use {', '.join(DEVICES)}")
         if device == "cuda" and not torch.cuda.is_available():
             raise TrialRefused("device 'cuda' is not there (torch sees no GPU): use auto or cpu, or mend the driver")
         on_gpu = device != "cpu" and torch.cuda.is_available()
-        up = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if up else (0, 1)
+        self.workers = workers = Workers()
+        self.programs = workers.world
         if cores is not None:
             torch.set_num_threads(cores)
         if on_gpu:
-            local_rank = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
+            local_rank = int(os.environ.get("LOCAL_RANK", workers.rank)) % torch.cuda.device_count()
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
             self.device_name = torch.cuda.get_device_name(self.device)
-            self.cores, self.losses_every = self.world, 16
+            self.cores, self.losses_every = workers.world, 16
             torch.backends.cudnn.benchmark = True  # shapes do not change
         else:
             self.device, self.device_name = torch.device("cpu"), "CPU"
-            self.cores, self.losses_every = torch.get_num_threads() * self.world, 1 if self.world == 1 else 16
-        # Flags and sums travel between hosts, also where gradients travel between GPUs.
-        backend_is_gloo = up and dist.get_backend() == "gloo"
-        self._control = dist.new_group(backend="gloo") if self.world > 1 and not backend_is_gloo else None
+            self.cores, self.losses_every = torch.get_num_threads() * workers.world, 1 if workers.world == 1 else 16
 
     # ---- precision
 
@@ -85,7 +83,7 @@ class TorchRuntime:
 
     def peak_flops_per_s(self, precision: Precision) -> float | None:
         peak = peak_of(self.device_name, precision) if self.device.type == "cuda" else None
-        return peak * self.world if peak else None
+        return peak * self.workers.world if peak else None
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         if precision == "float32":
@@ -100,26 +98,23 @@ class TorchRuntime:
         torch.manual_seed(seed)
 
     def fork_rng(self, seed: int) -> None:
-        self.seed((seed * 1_000_003 + self.rank + 1) % 2**63)
+        self.seed((seed * 1_000_003 + self.workers.rank + 1) % 2**63)
 
     def rng_state(self) -> list[Tensor]:
         state = torch.get_rng_state()
         if self.device.type == "cuda":
             state = torch.cat((state, torch.cuda.get_rng_state(self.device)))
-        if self.world == 1:
-            return [state]
-        states = [torch.empty_like(state) for _ in range(self.world)]
-        dist.all_gather(states, state, group=self._control)
-        return states
+        return self.workers.gather(state)
 
     def set_rng_state(self, states: Sequence[Tensor]) -> bool:
         host = torch.get_rng_state()
         extra = torch.cuda.get_rng_state(self.device).numel() if self.device.type == "cuda" else 0
-        if len(states) != self.world or states[self.rank].numel() != host.numel() + extra:
+        rank = self.workers.rank
+        if len(states) != self.workers.world or states[rank].numel() != host.numel() + extra:
             return False
-        torch.set_rng_state(states[self.rank][: host.numel()])
+        torch.set_rng_state(states[rank][: host.numel()])
         if extra:
-            torch.cuda.set_rng_state(states[self.rank][host.numel() :], self.device)
+            torch.cuda.set_rng_state(states[rank][host.numel() :], self.device)
         return True
 
     # ---- the model and its steps
@@ -130,7 +125,7 @@ class TorchRuntime:
         return model.to(self.device)
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        if self.world == 1:
+        if self.workers.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
@@ -154,31 +149,14 @@ class TorchRuntime:
             return tensors
         return {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
 
+    def from_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return values
+
     def to_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in values.items()}
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
-        total = values.detach().to("cpu", torch.float64, copy=True)
-        if self.world > 1:
-            dist.all_reduce(total, group=self._control)
-        return total
-
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        if self.world == 1:
-            return flags
-        votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
-        return tuple(bool(vote) for vote in votes)
-
-    def all_gather_text(self, text: str) -> list[str]:
-        texts = [text] * self.world
-        if self.world > 1:
-            dist.all_gather_object(texts, text, group=self._control)
-        return texts
-
-    def meet(self, timeout_s: float) -> None:
-        if self.world > 1:
-            dist.monitored_barrier(group=self._control, timeout=timedelta(seconds=timeout_s))
+    def gather_sums(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.workers.sum(torch.stack(list(outputs)))
 
     def mark(self) -> torch.cuda.Event | None:
         if self.device.type != "cuda":
