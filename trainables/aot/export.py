@@ -15,13 +15,17 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clusters.tpu import CORES_PER_HOST
 from trainables.config import TrialConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HLO_FILE: Final = "step.hlo"
 ROLES_FILE: Final = "step.json"
@@ -88,8 +92,12 @@ def images_per_step(config: TrialConfig, cores: int) -> int:
     return min(config.batch_size, config.micro_batch_size * max(1, cores // CORES_PER_HOST))
 
 
-def export_step(config: TrialConfig, *, cores: int) -> ExportedStep:
+def export_step(
+    config: TrialConfig, *, cores: int, prepare: Callable[[nn.Module], nn.Module] | None = None
+) -> ExportedStep:
     """The train step of `config` over its global batch, to be split over `cores`.
+
+    `prepare` makes of the model what is trained; None: what a trial on a TPU does (`trainables.runtime.prepared`).
 
     Where `config.micro_batch_size` makes a trial take its batch in parts, the program is that of one part together with
     the update of the weights: `part_of_batch` says so. It needs a process of its own, because torch_xla's device is the
@@ -121,7 +129,7 @@ def export_step(config: TrialConfig, *, cores: int) -> ExportedStep:
     model = build_model(
         config.model, drop_rate=config.model.drop_rate, drop_path_rate=config.model.drop_path_rate, device="meta"
     )
-    model = prepared(model).to_empty(device=torch_xla.device()).train()
+    model = (prepare or prepared)(model).to_empty(device=torch_xla.device()).train()
     optimiser = Optimiser(model, config.optimiser)
     decay = config.optimiser.ema_decay
     average = WeightAverage(model, decay) if decay is not None else None
