@@ -1,4 +1,4 @@
-"""A model whose 1x1 convolutions keep their kernels as matrices, and whose pooling is a mean over an axis.
+"""A model whose 1x1 convolutions keep their kernels as matrices.
 
 A compiler for an accelerator whose memory is tiled lays a kernel [out, in, 1, 1] out one row to a tile, an eighth of
 which it then fills, and to copy it before each use; [out, in] needs neither.
@@ -7,7 +7,7 @@ which it then fills, and to copy it before each use; [out, in] needs neither.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,29 +39,13 @@ class PointwiseScaledStdConv2d(PointwiseConv2d):
         return F.conv2d(x, kernel.view(*self.weight.shape, 1, 1), self.bias)
 
 
-class HalvingPool(nn.Module):
-    """The mean of each 2x2 pixels of images whose height and width are even; others are left to `odd`."""
-
-    def __init__(self, odd: nn.Module) -> None:
-        super().__init__()
-        self.odd = odd
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if height % 2 or width % 2:
-            return cast(Tensor, self.odd(x))
-        return x.view(*x.shape[:2], height // 2, 2, width // 2, 2).mean((3, 5))
-
-
 def with_matrices(model: nn.Module) -> nn.Module:
-    """Replace, in place, the 1x1 convolutions and the 2x2 average poolings of an NFNet; it computes what it did."""
+    """Replace, in place, the 1x1 convolutions of an NFNet; it computes what it did."""
     from timm.layers import ScaledStdConv2dSame
 
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.AvgPool2d and (child.kernel_size, child.stride) == (2, 2):
-                setattr(parent, name, HalvingPool(child))
-            elif isinstance(child, nn.Conv2d) and child.kernel_size == child.stride == (1, 1) and child.groups == 1:
+            if isinstance(child, nn.Conv2d) and child.kernel_size == child.stride == (1, 1) and child.groups == 1:
                 if type(child) is nn.Conv2d:
                     setattr(parent, name, PointwiseConv2d(child))
                 elif type(child) is ScaledStdConv2dSame:

@@ -7,7 +7,7 @@ import torch
 
 from models.families import ModelSize, build_model
 from models.forms import as_built, as_trained, compact
-from models.pointwise import HalvingPool, matrices_of
+from models.pointwise import matrices_of
 from models.repeated import Repeated, stacks_of, unrolled
 
 SIZE = ModelSize("F1", 16, 10, width=1 / 32, group_size=4, stem="small")
@@ -93,10 +93,3 @@ def test_dropped_blocks_are_as_many_as_their_rates_say_and_the_rest_is_scaled():
     rates = torch.tensor([block.drop_path.drop_prob for block in blocks[7:18]])
     torch.testing.assert_close((masks == 0).float().mean((1, 2, 3, 4, 5)), rates, rtol=0, atol=0.04)
     torch.testing.assert_close(masks.mean((1, 2, 3, 4, 5)), torch.ones(11), rtol=0, atol=0.06)
-
-
-def test_odd_images_are_pooled_as_before():
-    pool = HalvingPool(torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
-    for size in ((4, 6), (5, 6), (7, 7)):
-        x = torch.randn(2, 3, *size)
-        torch.testing.assert_close(pool(x), pool.odd(x))
