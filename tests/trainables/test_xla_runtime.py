@@ -33,9 +33,11 @@ from tests.trainables.runtime_conformance import NO_DROPS
 from tests.trainables.trials import Events, tiny_trial
 from trainables.loop import train
 from trainables.runtime.xla import XlaRuntime
+from trainables.worker_log import warnings_to
 
-runtime = XlaRuntime("xla-cpu", cores=1, keep_programs=True)
-result = train(tiny_trial(sys.argv[1], **NO_DROPS), runtime, Events())
+with warnings_to(sys.argv[2], "slice-0"):
+    runtime = XlaRuntime("xla-cpu", cores=1, keep_programs=True)
+    result = train(tiny_trial(sys.argv[1], **NO_DROPS), runtime, Events())
 from torch_xla.debug import metrics
 count = lambda name: metrics.counter_value(name) or 0
 print(json.dumps({
@@ -56,7 +58,7 @@ def test_a_second_process_asks_for_the_programs_that_the_first_one_kept(tmp_path
 
     def trial(number: int) -> dict[str, float]:
         done = subprocess.run(
-            [sys.executable, "-c", KEPT_PROGRAMS, str(tmp_path / f"trial-{number}")],
+            [sys.executable, "-c", KEPT_PROGRAMS, str(tmp_path / f"trial-{number}"), str(log)],
             cwd=ROOT,
             env=os.environ | {"CONVSCALE_PROGRAMS": str(tmp_path / "programs"), "XLA_FLAGS": QUICK_TO_COMPILE},
             capture_output=True,
@@ -66,6 +68,7 @@ def test_a_second_process_asks_for_the_programs_that_the_first_one_kept(tmp_path
         answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
+    log = tmp_path / "workers.log"
     first, second = trial(1), trial(2)
     assert first["at_hand"] == 0
     assert first["looked_up_in_vain"] == first["compiled"] >= 3  # buffers, training step, evaluation step
@@ -73,3 +76,6 @@ def test_a_second_process_asks_for_the_programs_that_the_first_one_kept(tmp_path
     assert second["looked_up_in_vain"] == 0
     assert second["found_and_not_loadable"] == second["compiled"] == first["compiled"]
     assert second["heldout_loss"] == first["heldout_loss"]
+    lines = log.read_text().splitlines()
+    assert sum("program cache: miss, compiled in" in line for line in lines) == 2 * first["compiled"]
+    assert sum(f"compiled programs at hand: {first['compiled']}, in" in line for line in lines) == 1

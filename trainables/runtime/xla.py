@@ -51,6 +51,7 @@ class XlaRuntime:
     def __init__(
         self, device: Literal["tpu", "xla-cpu"], *, cores: int | None = None, keep_programs: bool | None = None
     ) -> None:
+        log.setLevel(logging.INFO)  # what was compiled, and what was at hand, is worth a line wherever warnings go
         os.environ["PJRT_DEVICE"] = "TPU" if device == "tpu" else "CPU"
         if device == "xla-cpu":
             os.environ["CPU_NUM_DEVICES"] = str(cores or 1)
@@ -87,7 +88,7 @@ class XlaRuntime:
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="device-watcher")
         self._passed: Future[float] | None = None
         if self._cache is not None:
-            log.info("%d compiled programs at hand in %s", self._cache.loaded, self._cache.store)
+            log.info("compiled programs at hand: %d, in %s", self._cache.loaded, self._cache.store)
 
     # ---- compilations
 
@@ -197,11 +198,11 @@ class XlaRuntime:
         self._library.sync()
         self._given += 1
         if self.compilations > compiled:
-            log.info("compiled a program in %.1f s", self.compile_s - compiled_s)
+            log.info("program cache: miss, compiled in %.1f s", self.compile_s - compiled_s)
             if self._cache is not None:
                 self._cache.publish()
         elif self.cache_hits > hits:
-            log.info("had a compiled program at hand, loaded in %.1f s", self.compile_s - compiled_s)
+            log.info("program cache: hit, loaded in %.1f s", self.compile_s - compiled_s)
 
     # ---- values
 
