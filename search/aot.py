@@ -24,10 +24,10 @@ from typing import Any, Final
 from clusters.tpu import Topology
 from models.names import known_name
 from search.budgets import Cell
+from search.data import counts_of
 from search.formats import duration
 from search.programs import ROOT, Costs, Program, Programs, settings_of, source_digest
 from search.runs import SessionError
-from search.session import open_data
 from search.study import Study, StudyError, load_study
 from trainables.aot.export import ExportedStep, images_per_step
 from trainables.aot.hlo import Program as Hlo
@@ -104,11 +104,11 @@ def request(
 def _data_of(study: Study) -> tuple[int, int | None, list[str]]:
     """(classes, training images or None, notes)."""
     try:
-        splits = open_data(study)
+        counts = counts_of(study)
     except StudyError as error:
         note = f"the data cannot be opened, so {CLASSES_UNKNOWN:,} classes are assumed ({error})"
         return CLASSES_UNKNOWN, None, [note]
-    return len(splits.classes), len(splits.train), []
+    return counts.classes, counts.train, list(counts.warnings)
 
 
 def _config(study: Study, variant: str, classes: int, batch_size: int) -> TrialConfig:

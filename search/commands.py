@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from search.data import counts_of
 from search.devices import check_precision_here, device_here, warnings_here
 from search.ledger import Record
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
 from search.results import measured_rates, render_results, time_split
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
-from search.session import open_data, show_pages
+from search.session import show_pages
 from search.state import StudyState
 from search.study import Study, StudyError, load_study
 from search.terminal import tell
@@ -28,10 +29,10 @@ def plan_study(path: Path, console: Console) -> None:
     trained the same models in the same way.
     """
     study = load_study(path)
-    splits = open_data(study)
+    counts = counts_of(study)
     if study.tracking.enabled:
         check_tracking(study)
-    warnings = [*splits.warnings(), *warnings_here(study)]
+    warnings = [*counts.warnings, *warnings_here(study)]
     try:
         check_precision_here(study)
     except StudyError as error:
@@ -42,9 +43,9 @@ def plan_study(path: Path, console: Console) -> None:
     earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1]) else StudyState()
     planned = plan(
         study,
-        len(splits.train),
-        len(splits.heldout),
-        len(splits.classes),
+        counts.train,
+        counts.heldout,
+        counts.classes,
         measured=measured_rates(earlier),
         goodput=time_split(earlier).undisturbed_goodput,
     )

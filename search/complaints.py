@@ -143,6 +143,8 @@ def _section_at(root: type[BaseModel], location: Sequence[int | str]) -> type[Ba
     """The section at a path; the root for the empty path; None where a plain value is."""
     section: type[BaseModel] | None = root
     for part in location:
+        if isinstance(part, int):  # an entry of a list, whose fields are those of the list's sections
+            continue
         field = section.model_fields.get(str(part)) if section is not None else None
         section = _section(field.annotation) if field is not None else None
     return section

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+from clusters.tpu import CHIPS_PER_HOST, CORES_PER_CHIP
 from search.study import Study, StudyError
 from trainables.config import TrialRefused
 
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
 def resolve_device(study: Study, *, own_cluster: bool) -> str:
     """The device that trials train on; "auto" where only the cluster knows (see `device_of_cluster`).
 
-    Raises `StudyError` where a cluster of one's own has fewer GPUs than the slices take: Ray would wait for them.
+    Raises `StudyError` for what the device cannot train (see `check_xla`), and where a cluster of one's own has fewer
+    TPUs or GPUs than the slices take: Ray would wait for them.
     """
     compute = study.compute
     if not own_cluster:
+        if compute.device == "tpu":
+            check_xla(study, "tpu")
         return compute.device
     device = device_here(study)
+    if device == "tpu":
+        _check_tpus_here(study)
+    check_xla(study, device)
     needed = compute.slices * compute.workers_per_slice
     if device == "cuda" and (there := _gpus_here()) < needed:
         raise StudyError(
@@ -36,16 +43,70 @@ def resolve_device(study: Study, *, own_cluster: bool) -> str:
 
 
 def device_here(study: Study) -> str:
-    """The device a study trains on if it is run on this machine: the study's, or a GPU if there is one."""
+    """The device a study trains on if it is run on this machine: the study's, or (auto) a TPU, a GPU, or the CPU."""
     if study.compute.device != "auto":
         return study.compute.device
+    if _tpu_chips_here():
+        return "tpu"
     return "cuda" if _gpus_here() else "cpu"
+
+
+def check_xla(study: Study, device: str, *, nodes: Sequence[int] | None = None) -> None:
+    """Raise `StudyError` for what trials on this device would refuse: XLA splits every batch over all of its devices,
+    and a slice is one host for now. Any other device passes. `nodes`: see `cores_per_worker`.
+    """
+    if device not in ("tpu", "xla-cpu"):
+        return
+    if (workers := study.compute.workers_per_slice) != 1:
+        raise StudyError(
+            f"{study.source}: compute.workers_per_slice: {workers} given; allowed on {device} for now: 1, for a slice "
+            "is one host; set it to 1 (and training.micro_batch_size where a batch does not fit it)"
+        )
+    check_batches(study, device, nodes=nodes)
+
+
+def check_batches(study: Study, device: str, *, nodes: Sequence[int] | None = None) -> None:
+    """Raise `StudyError`, a line for each, for batches that XLA cannot split evenly over a slice's devices.
+
+    A TPU v4 chip is one device of two cores (which share its memory), a core of `xla-cpu` one.
+    """
+    if device not in ("tpu", "xla-cpu"):
+        return
+    training, workers = study.training, study.compute.workers_per_slice
+    each = chips_of_worker() if device == "tpu" else cores_per_worker(study, nodes)
+    what = "TPU chips" if device == "tpu" else "devices (CPU cores)"
+    sizes = (
+        ("batch_size", training.batch_size, each * workers, "slice"),
+        ("eval_batch_size", training.eval_batch_size, each * workers, "slice"),
+        ("micro_batch_size", training.micro_batch_size or each, each, "worker"),
+    )
+    problems = [
+        f"{study.source}: training.{name}: {size} given; allowed: multiples of the {shares} {what} of a {whole}; "
+        f"use {max(1, round(size / shares)) * shares}"
+        for name, size, shares, whole in sizes
+        if size % shares
+    ]
+    if problems:
+        raise StudyError("\n".join(problems))
+
+
+def _check_tpus_here(study: Study) -> None:
+    given, slices, there = study.compute.device, study.compute.slices, _tpu_chips_here()
+    if there and slices == 1:
+        return
+    if there:
+        wrong, mend = f"{slices} slices take a TPU host each, but this machine is one", "lower compute.slices to 1"
+    else:
+        wrong, mend = "this machine has no TPU", "set compute.device to auto or cpu"
+    raise StudyError(
+        f"{study.source}: compute.device: {given!r} given, and {wrong}; {mend}, or name a cluster with --address"
+    )
 
 
 def check_precision_here(study: Study) -> None:
     """Raise `StudyError` if this machine's device, where it has the study's, lacks the study's precision."""
     device, precision = device_here(study), study.training.precision
-    if precision == "float32" or (device == "cuda" and not _gpus_here()):
+    if precision == "float32" or device in ("tpu", "xla-cpu") or (device == "cuda" and not _gpus_here()):
         return
     try:
         if device == "cpu":
@@ -81,7 +142,20 @@ def warnings_here(study: Study) -> list[str]:
 
 def device_of_cluster(resources: Mapping[str, float]) -> str:
     """What "auto" is on a cluster with these resources, as `ray.cluster_resources()` has them."""
+    if resources.get("TPU", 0.0) >= 1:
+        return "tpu"
     return "cuda" if resources.get("GPU", 0.0) >= 1 else "cpu"
+
+
+def chips_of_cluster(nodes: Sequence[Mapping[str, Any]]) -> int:
+    """TPU chips that every TPU host of a cluster has, from `ray.nodes()`; 0 where there are none."""
+    chips = [int(node["Resources"].get("TPU", 0)) for node in nodes if node["Alive"]]
+    return min((count for count in chips if count), default=0)
+
+
+def chips_of_worker() -> int:
+    """TPU chips of a worker, which has all of its host's: this machine's, or those of a v4 host."""
+    return _tpu_chips_here() or CHIPS_PER_HOST
 
 
 def cores_of_cluster(nodes: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -105,9 +179,17 @@ def cores_per_worker(study: Study, nodes: Sequence[int] | None = None) -> int:
 
 
 def metered_cores(study: Study, device: str) -> int:
-    """The cores that core-hours of one trial count: its workers' CPU threads, or their GPUs."""
+    """The cores that core-hours of one trial count: its workers' CPU threads, their GPUs, or their TPU cores."""
     workers = study.compute.workers_per_slice
+    if device == "tpu":
+        return workers * chips_of_worker() * CORES_PER_CHIP
     return workers if device == "cuda" else workers * cores_per_worker(study)
+
+
+def _tpu_chips_here() -> int:
+    from trainables.runtime import tpu_chips_here  # imports torch
+
+    return tpu_chips_here()
 
 
 def _gpus_here() -> int:

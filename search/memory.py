@@ -5,36 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from clusters.tpu import CORES_PER_CHIP, HBM_BYTES_PER_CHIP
 from models.costs import training_memory
+from search.devices import chips_of_worker
 from search.formats import number
 from search.study import Study
 
 
-def memory_by_variant(study: Study, classes: int) -> dict[str, int]:
-    """Bytes that training each variant takes of a worker at least, with what it holds of the batch; an estimate."""
+def memory_by_variant(study: Study, classes: int, device: str = "cpu") -> dict[str, int]:
+    """Bytes that training each variant takes of a worker at least, with what it holds of the batch; an estimate.
+
+    On a TPU each core holds its share of the images, and all of the weights.
+    """
     training = study.training
     share = training.batch_size // study.compute.workers_per_slice
     held = min(share, training.micro_batch_size or share)
+    cores = chips_of_worker() * CORES_PER_CHIP if device == "tpu" else 1
     return {
-        variant: training_memory(study.model_size(variant, classes), training.precision).of(held)
+        variant: cores * training_memory(study.model_size(variant, classes), training.precision).of(-(-held // cores))
         for variant in study.model.variants
     }
 
 
 def memory_warnings(study: Study, memory: Mapping[str, int], device: str) -> list[str]:
-    """One line if variants take more than this machine has for a worker; nothing where that is not known."""
+    """One line if variants take more than there is for a worker; nothing where that is not known."""
     there = memory_here(study, device)
     if there is None or not (short := [variant for variant, needed in memory.items() if needed > there]):
         return []
-    fewer_slices = ", or compute.slices" if device == "cpu" else ""  # a GPU is never shared
+    fewer_slices = ", or compute.slices" if device in ("cpu", "xla-cpu") else ""  # a GPU or a TPU is never shared
+    where = "a worker's TPU chips have" if device == "tpu" else "this machine has for a worker"
     return [
-        f"{', '.join(short)} take{'s' if len(short) == 1 else ''} more memory than the {gigabytes(there)} that this "
-        f"machine has for a worker; set training.micro_batch_size lower{fewer_slices}"
+        f"{', '.join(short)} take{'s' if len(short) == 1 else ''} more memory than the {gigabytes(there)} that "
+        f"{where}; set training.micro_batch_size lower{fewer_slices}"
     ]
 
 
 def memory_here(study: Study, device: str) -> int | None:
-    """Bytes that this machine has for each worker: a GPU's own, or an even share of the main memory."""
+    """Bytes that there are for each worker: its GPU's, its TPU chips', or an even share of this machine's memory."""
+    if device == "tpu":
+        return chips_of_worker() * HBM_BYTES_PER_CHIP
     if device == "cuda":
         import torch
 

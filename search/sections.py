@@ -33,17 +33,33 @@ class Section(BaseModel):
         return value
 
 
+class Declared(Section):
+    """What a data set of records holds, for a plan where it is not at hand."""
+
+    train_images: int = Field(ge=1, le=2**32 - 1, description="Images to train on.")
+    heldout_images: int = Field(ge=1, le=2**32 - 1, description="Images held out.")
+    classes: int = Field(ge=2, le=10**7, description="Classes.")
+
+
 class Data(Section):
     """Where the images come from."""
 
-    source: Literal["digits", "folder"] = Field(
-        description="digits: the 1,797 handwritten digits of scikit-learn; folder: images in a folder for each class."
+    source: Literal["digits", "folder", "records"] = Field(
+        description="digits: the 1,797 handwritten digits of scikit-learn; folder: images in a folder for each class; "
+        "records: images in ArrayRecord shards, for what is too large for a folder of files."
     )
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="source folder only: the folder that holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg. "
+        description="source folder: the folder that holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg; "
+        "source records: the folder that holds dataset.json and its shards (see trainables/data/records.py). "
         "A relative path is relative to the working directory of the command.",
+    )
+    declared: Declared | None = Field(
+        default=None,
+        description="source records: what the data set holds, such as {train_images: 4_000_000_000, heldout_images: "
+        "130_000, classes: 30_000}: plan and aot go by it where the data are not. A search needs the data, and refuses "
+        "other numbers.",
     )
     image_size: int = Field(
         default=224,
@@ -56,7 +72,7 @@ class Data(Section):
         default=0.2,
         gt=0,
         lt=1,
-        description="Share of the examples held out to measure the loss on, where there is no val folder.",
+        description="Share of the examples held out to measure the loss on, where source folder has no val folder.",
     )
     split_seed: Seed = Field(default=0, description="Draws which examples are held out.")
     augment: Literal["none", "shift", "crop"] = Field(
@@ -77,9 +93,17 @@ class Data(Section):
     )
 
     @model_validator(mode="after")
-    def _path_goes_with_folder(self) -> Self:
-        if self.source == "folder" and self.path is None:
-            raise ValueError("path: missing; source folder needs the folder of images, such as path: my-images")
+    def _fields_go_with_source(self) -> Self:
+        if self.source != "digits" and self.path is None:
+            what = "of images, such as path: my-images" if self.source == "folder" else "of dataset.json and its shards"
+            raise ValueError(f"path: missing; source {self.source} needs the folder {what}")
+        if self.source == "records" and "://" in (self.path or ""):
+            raise ValueError(
+                f"path: {self.path!r} given; allowed for source records: a folder of this machine's disk (or one that "
+                "it has mounted); copy or mount it"
+            )
+        if self.declared is not None and self.source != "records":
+            raise ValueError(f"declared: given with source {self.source}; allowed: with source records; remove it")
         if self.source == "digits" and self.path is not None:
             raise ValueError(f"path: {self.path!r} given; source digits takes none; remove it, or set source: folder")
         return self
@@ -313,8 +337,10 @@ class Training(Section):
 class Compute(Section):
     """What the study may use of the machine or cluster."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: a GPU if there is one, else the CPU."
+    device: Literal["auto", "cpu", "cuda", "tpu", "xla-cpu"] = Field(
+        default="auto",
+        description="auto: a TPU if there is one, else a GPU, else the CPU. xla-cpu: the TPU's path on the CPU, to try "
+        "it; each core is a device.",
     )
     slices: int = Field(
         default=1, ge=1, le=10_000, description="Trials that run at the same time, each on its own slice."
@@ -323,20 +349,22 @@ class Compute(Section):
         default=None,
         ge=1,
         le=100_000,
-        description="CPU cores of each slice, shared out among its workers as threads; null: machine's cores / slices.",
+        description="CPU cores of each slice, shared out among its workers as threads (on xla-cpu, as devices); "
+        "null: machine's cores / slices.",
     )
     workers_per_slice: int = Field(
         default=1,
         ge=1,
         le=10_000,
-        description="Processes that train one trial together (data parallel); on GPUs one for each GPU.",
+        description="Processes that train one trial together (data parallel); on GPUs one for each GPU, on TPUs one "
+        "for each host, of which a search takes one only for now.",
     )
     flops_per_core_second: float | None = Field(
         default=None,
         ge=1,
         le=1e21,
-        description="Training FLOPs one core (a CPU core, a GPU) does in a second. Converts budgets in core-hours and "
-        "estimates durations; a finished search prints the measured value.",
+        description="Training FLOPs one core (a CPU core, a GPU, one of a TPU chip's two) does in a second. Converts "
+        "budgets in core-hours and estimates durations; a finished search prints the measured value.",
     )
     recycle_after: int | None = Field(
         default=None,

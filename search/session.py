@@ -20,8 +20,12 @@ import fsspec
 from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops, open_budgets
+from search.data import open_data
 from search.devices import (
     check_precision_here,
+    check_xla,
+    chips_of_cluster,
+    chips_of_worker,
     cores_of_cluster,
     cores_per_worker,
     device_of_cluster,
@@ -36,11 +40,11 @@ from search.results import render_results
 from search.resume import described, refuse_changed_study, without_trials
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
 from search.state import StudyState
-from search.study import Study, StudyError, load_study
+from search.study import Study, load_study
 from search.terminal import logging_to, program, reader_may_be_gone, shown, tell
 from search.tracking_uri import page_command
 from search.views import Views, check_tracking, optuna_path, tracking_address, write_results
-from trainables.data import DataError, Splits, open_splits
+from trainables.data import Splits
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
@@ -108,6 +112,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             device=device,
             recycle_after=study.compute.recycle_after,
             max_errors=study.compute.max_errors + 1,
+            chips=chips_of_worker() if device == "tpu" else 0,
         )
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
@@ -119,11 +124,14 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         found = [] if ledger.records else splits.warnings()  # its mends are for before a search has begun
         warnings = [*found, *here, *warnings, *without_trials(study, before, budgets)]
         if address is not None:
+            cores, chips = cores_of_cluster(fleet.nodes()), chips_of_cluster(fleet.nodes())
             plan = fleet.plan = replace(
                 plan,
                 device=device_of_cluster(fleet.resources()) if device == "auto" else device,
-                cores=cores_per_worker(study, cores_of_cluster(fleet.nodes())),
+                cores=cores_per_worker(study, cores),
+                chips=chips or plan.chips,
             )
+            check_xla(study, plan.device, nodes=cores)
         fleet.lease()
 
         # ---- The views ----------------------------------------------------------------------------------------------
@@ -204,14 +212,6 @@ def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *,
         log.exception("the figures could not be drawn")
     views.close(timeout_s=2 if at_once else 60)
     return drawn
-
-
-def open_data(study: Study) -> Splits:
-    """The study's data. Raises `StudyError`, by the name of the study's file, if it cannot be used as given."""
-    try:
-        return open_splits(study.data_config())
-    except DataError as error:
-        raise StudyError(f"{study.source}: {error}") from error
 
 
 def in_background(call: Callable[[], Result]) -> Future[Result]:

@@ -54,7 +54,9 @@ class ClusterNotFoundError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """What to lease: `slices` of `workers` processes each, `cores` CPU threads a worker, on "cpu" or "cuda"."""
+    """What to lease: `slices` of `workers` processes each, `cores` CPU threads a worker, on "cpu", "cuda", "tpu" or
+    "xla-cpu"; on "tpu" a worker takes `chips` TPU chips, all of its host's.
+    """
 
     slices: int
     workers: int
@@ -62,6 +64,16 @@ class FleetPlan:
     device: str
     recycle_after: int | None
     max_errors: int
+    chips: int = 0
+
+    def resources(self) -> dict[str, float]:
+        """What a worker asks of Ray."""
+        wanted = {"CPU": float(self.cores)}
+        if self.device == "cuda":
+            wanted["GPU"] = 1.0
+        if self.device == "tpu":
+            wanted["TPU"] = float(self.chips)
+        return wanted
 
 
 class Fleet:
@@ -157,7 +169,7 @@ class Fleet:
                 recycle_after=plan.recycle_after,
                 log=str(self.logs / "workers.log") if self.logs is not None else None,
             )
-            self._leases.append(Lease(settings, plan.workers, self.scratch))
+            self._leases.append(Lease(settings, plan.workers, plan.resources(), self.scratch))
 
     def check(self) -> None:
         """Raise `FleetError` if the broker or a slice is lost for good, or cannot start; say once which slices are slow
@@ -192,13 +204,12 @@ class Fleet:
 
     def _needs(self) -> str:
         plan = self.plan
-        gpus = f" and {plan.workers} GPU" if plan.device == "cuda" else ""
-        return f"{plan.workers * plan.cores} CPU{gpus}"
+        return " and ".join(f"{plan.workers * amount:g} {name}" for name, amount in plan.resources().items())
 
     @staticmethod
     def _free() -> dict[str, float]:
         free: dict[str, float] = ray.available_resources()
-        return {name: free[name] for name in ("CPU", "GPU") if name in free}
+        return {name: free[name] for name in ("CPU", "GPU", "TPU") if name in free}
 
     def close(self) -> None:
         """Send the slices home, wait `patience_s` for them, and end the cluster if this fleet started it."""
@@ -291,9 +302,9 @@ class Lease(threading.Thread):
     controller dies.
     """
 
-    def __init__(self, settings: SliceSettings, workers: int, scratch: Path) -> None:
+    def __init__(self, settings: SliceSettings, workers: int, resources: dict[str, float], scratch: Path) -> None:
         super().__init__(name=settings.name, daemon=True)
-        self.settings, self.workers, self.scratch = settings, workers, scratch
+        self.settings, self.workers, self.resources, self.scratch = settings, workers, resources, scratch
         self.error: Exception | None = None
         self.over = False
         self.start()
@@ -316,15 +327,15 @@ class Lease(threading.Thread):
 
     def _hold(self) -> None:
         settings = self.settings
-        cuda = settings.device == "cuda"
         trainer = _TorchRun if self.workers > 1 else _Run  # a lone worker needs no process group
         trainer(
             serve,
             train_loop_config=asdict(settings),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers,
-                use_gpu=cuda,
-                resources_per_worker={"CPU": float(settings.cores)} | ({"GPU": 1.0} if cuda else {}),
+                use_gpu="GPU" in self.resources,
+                use_tpu="TPU" in self.resources,
+                resources_per_worker=self.resources,
             ),
             run_config=ray.train.RunConfig(
                 name=f"{settings.name}-{secrets.token_hex(3)}",

@@ -136,7 +136,7 @@ class Study(Section):
 
     def data_config(self) -> DataConfig:
         """The data section for the trainable; a local path is made absolute, because workers run elsewhere."""
-        values = self.data.model_dump()
+        values = self.data.model_dump(exclude={"declared"})
         if self.data.path is not None:
             values["path"] = _absolute(self.data.path)
         return DataConfig(**values)
@@ -145,12 +145,12 @@ class Study(Section):
         """What results depend on, as JSON values by dotted name: equal identities may share a ledger.
 
         Left out: what may change while a study goes on (budgets, variants, range of epochs, search, compute, tracking,
-        storage), and what changes no number, but for rounding and the masks that dropout draws: where the images lie,
-        what becomes of unreadable ones, decoding processes, checkpoints, points of the curve, the parts that a step is
-        taken in, batch size of the evaluation.
+        storage, what others published), and what changes no number, but for rounding and the masks that dropout draws:
+        where the images lie, what is declared of them, what becomes of unreadable ones, decoding processes,
+        checkpoints, points of the curve, the parts that a step is taken in, batch size of the evaluation.
         """
         sections = {
-            "data": self.data.model_dump(exclude={"path", "bad_images", "decode_workers"}),
+            "data": self.data.model_dump(exclude={"path", "declared", "bad_images", "decode_workers"}),
             "model": self.model.model_dump(exclude={"variants"}),
             "epochs": self.epochs.model_dump(include={"grid"}),
             # the bounds may move while a study goes on, the grid's points may not

@@ -27,6 +27,7 @@ LIBRARIES: Final = {  # a library, and the only files or folders that may import
     "mlflow": ("search/tracking.py",),
     "optuna": ("search/samplers.py", "search/optuna_view.py"),
     "grain": ("trainables/data",),
+    "array_record": ("trainables/data",),
     "sklearn": ("trainables/data",),
     "PIL": ("trainables/data",),
     "timm": ("models", "trainables"),

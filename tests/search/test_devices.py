@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from search.devices import (
+    check_batches,
     check_precision_here,
+    check_xla,
+    chips_of_cluster,
     cores_of_cluster,
     cores_per_worker,
     device_here,
@@ -31,6 +34,16 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     def there(count: int) -> None:
         monkeypatch.setattr("torch.cuda.device_count", lambda: count)
         monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+
+    return there
+
+
+@pytest.fixture
+def tpu_chips(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes this machine have so many TPU chips."""
+
+    def there(count: int) -> None:
+        monkeypatch.setattr("trainables.runtime.tpu_chips_here", lambda: count)
 
     return there
 
@@ -65,7 +78,13 @@ def test_what_a_cluster_has_is_not_to_be_seen_from_here(device: str, there: int,
 
 @pytest.mark.parametrize(
     ("resources", "device"),
-    [({"CPU": 8.0}, "cpu"), ({"CPU": 8.0, "GPU": 2.0}, "cuda"), ({"GPU": 0.0}, "cpu"), ({}, "cpu")],
+    [
+        ({"CPU": 8.0}, "cpu"),
+        ({"CPU": 8.0, "GPU": 2.0}, "cuda"),
+        ({"GPU": 0.0}, "cpu"),
+        ({}, "cpu"),
+        ({"CPU": 240.0, "TPU": 4.0, "TPU-v4-8-head": 1.0}, "tpu"),
+    ],
 )
 def test_auto_is_what_the_cluster_has(resources: dict[str, float], device: str) -> None:
     assert device_of_cluster(resources) == device
@@ -160,3 +179,100 @@ def test_a_gpu_is_asked_in_a_process_of_its_own(gpus: Any) -> None:
 def study_at(precision: str, device: str = "auto") -> Study:
     text = "name: mini\ndata: {source: digits, image_size: 32}\nbudgets: [1e10 FLOPs]\n"
     return read_study(f"{text}training: {{precision: {precision}}}\ncompute: {{device: {device}}}", source="mini.yaml")
+
+
+# ------------------------------------------------------------------------------------------------ TPUs, and their path
+
+
+def test_a_tpu_goes_before_a_gpu(gpus: Any, tpu_chips: Any) -> None:
+    gpus(1)
+    tpu_chips(4)
+    assert device_here(study()) == resolve_device(study(), own_cluster=True) == "tpu"
+    assert resolve_device(study(device="cuda"), own_cluster=True) == "cuda"
+
+
+def test_a_tpu_that_is_not_there_is_refused(tpu_chips: Any) -> None:
+    tpu_chips(0)
+    with pytest.raises(StudyError) as refused:
+        resolve_device(study(device="tpu"), own_cluster=True)
+    assert str(refused.value) == (
+        "mini.yaml: compute.device: 'tpu' given, and this machine has no TPU; set compute.device to auto or cpu, or "
+        "name a cluster with --address"
+    )
+    assert resolve_device(study(device="tpu", slices=2), own_cluster=False) == "tpu"
+
+
+@pytest.mark.parametrize("device", ["auto", "tpu"])
+def test_a_machine_is_one_slice_of_tpu(device: str, tpu_chips: Any) -> None:
+    tpu_chips(4)
+    with pytest.raises(StudyError, match=r"2 slices take a TPU host each, but this machine is one; lower compute.sli"):
+        resolve_device(study(device=device, slices=2), own_cluster=True)
+
+
+@pytest.mark.parametrize("own_cluster", [True, False])
+def test_a_slice_of_several_hosts_is_refused_for_now(own_cluster: bool, tpu_chips: Any) -> None:
+    tpu_chips(4)
+    with pytest.raises(StudyError, match=r"^mini.yaml: compute.workers_per_slice: 2 given; allowed on tpu for now: 1"):
+        resolve_device(study(device="tpu", workers_per_slice=2), own_cluster=own_cluster)
+
+
+def batches(device: str, workers: int = 1, **training: int) -> Study:
+    text = "name: mini\ndata: {source: digits, image_size: 32}\nbudgets: [1e10 FLOPs]\n"
+    compute = f"compute: {{device: {device}, workers_per_slice: {workers}, cores_per_slice: 3}}"
+    return read_study(f"{text}training: {training!r}\n{compute}".replace("'", ""), source="mini.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            batches("tpu", batch_size=30),
+            "batch_size: 30 given; allowed: multiples of the 4 TPU chips of a slice; ",
+        ),
+        (batches("tpu", eval_batch_size=2), "eval_batch_size: 2 given; allowed: multiples of the 4 TPU "),
+        (
+            batches("tpu", 2, batch_size=68),
+            "batch_size: 68 given; allowed: multiples of the 8 TPU ",
+        ),
+        (
+            batches("tpu", 2, micro_batch_size=6),
+            "micro_batch_size: 6 given; allowed: multiples of the 4 TPU ",
+        ),
+        (
+            batches("xla-cpu", batch_size=8, eval_batch_size=9),
+            "batch_size: 8 given; allowed: multiples of the 3 ",
+        ),
+    ],
+)
+def test_batches_that_xla_cannot_split_are_refused(wrong: Study, said: str, tpu_chips: Any) -> None:
+    tpu_chips(0)
+    with pytest.raises(StudyError) as refused:
+        check_batches(wrong, wrong.compute.device)
+    assert str(refused.value).startswith(f"mini.yaml: training.{said}")
+    check_batches(wrong, "cpu")
+
+
+def test_a_search_refuses_such_batches_before_its_cluster() -> None:
+    with pytest.raises(StudyError, match="use 9"):
+        resolve_device(batches("xla-cpu", batch_size=8, eval_batch_size=9), own_cluster=True)
+    assert resolve_device(batches("xla-cpu", batch_size=9, eval_batch_size=9), own_cluster=True) == "xla-cpu"
+
+
+def test_a_clusters_hosts_say_how_many_chips_a_worker_takes() -> None:
+    def node(**resources: float) -> dict[str, Any]:
+        return {"Alive": True, "Resources": resources}
+
+    assert chips_of_cluster([node(CPU=8.0), node(TPU=4.0), node(TPU=4.0)]) == 4
+    assert chips_of_cluster([node(CPU=8.0)]) == 0
+
+
+def test_what_runs_by_xla_has_every_precision_and_is_not_asked() -> None:
+    check_precision_here(study_at("bfloat16", device="tpu"))
+    check_xla(study_at("bfloat16"), "cpu")
+
+
+@pytest.mark.parametrize(("chips", "cores"), [(0, 16), (1, 4)])
+def test_core_hours_of_a_tpu_count_both_cores_of_every_chip(chips: int, cores: int, tpu_chips: Any) -> None:
+    """Where there is none, those of a v4 host."""
+    tpu_chips(chips)
+    assert metered_cores(study(workers_per_slice=2), "tpu") == cores

@@ -42,6 +42,16 @@ def test_a_machine_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert memory_warnings(study(), {"F0": 1_900_000_000}, "cpu") == []
 
 
+def test_on_a_tpu_every_core_holds_the_weights_and_its_share_of_the_images() -> None:
+    alone, tpu = memory_by_variant(study(), 10), memory_by_variant(study(), 10, "tpu")
+    assert alone["F0"] < tpu["F0"] < 8 * alone["F0"]
+    assert memory_here(study(), "tpu") == 4 * 32 * 2**30
+    (line,) = memory_warnings(study(), {"F0": 10**12}, "tpu")
+    assert line == (
+        "F0 takes more memory than the 137 GB that a worker's TPU chips have; set training.micro_batch_size lower"
+    )
+
+
 def test_workers_share_the_main_memory_and_a_gpu_that_is_not_here_is_not_known() -> None:
     whole, quarter = (memory_here(study(f"compute: {{slices: {slices}}}"), "cpu") for slices in (1, 4))
     assert whole is not None

@@ -73,7 +73,7 @@ def test_whole_files_are_not_decoded_and_others_are(images, monkeypatch, suffix)
             path.unlink()
     config = DataConfig("folder", 8, path=str(images))
     with monkeypatch.context() as patch:
-        patch.setattr("trainables.data.readable.decode_file", None)
+        patch.setattr("trainables.data.sources.decode_file", None)
         check_heldout(open_splits(config), config)
     bad = images / "val" / "five" / f"00{suffix}"
     bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])

@@ -1,9 +1,11 @@
-"""From an image file, or an array, to uint8 RGB of the size a model takes."""
+"""From an image file, its bytes, or an array, to uint8 RGB of the size a model takes."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +52,18 @@ def decode_file(path: str, size: int, crop: Draws | None = None) -> Images:
         return _decode(image, size, crop, path)
 
 
+def decode_bytes(content: bytes, size: int, name: str, crop: Draws | None = None) -> Images:
+    """The same for the bytes of an image file, which messages call `name`.
+
+    Raises:
+        DataError: the bytes are damaged, or no image.
+    """
+    with _blaming(name):
+        image = Image.open(io.BytesIO(content))
+    with image:
+        return _decode(image, size, crop, name)
+
+
 def resize_array(grey: Images, size: int, crop: Draws | None = None) -> Images:
     """The same for a grey image in memory, uint8 [H, W]."""
     return _decode(Image.fromarray(grey), size, crop, "an array")
@@ -72,7 +86,8 @@ def _blaming(path: str) -> Iterator[None]:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).replace(repr(path), "").split()) or type(error).__name__
+    said = re.sub(r"<_io\.BytesIO object at \w+>", "", str(error).replace(repr(path), ""))
+    reason = " ".join(said.split()) or type(error).__name__
     return DataError(
         f"cannot read image {str(Path(path))!r} ({reason}); put a good one in its place, or set data.bad_images to "
         "'skip', and go on with --retry-failed"

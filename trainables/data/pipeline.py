@@ -171,9 +171,10 @@ class _HeldoutUnit:
 def _read(source: ImageSource, indices: list[int], config: DataConfig, crops: augment.Draws | None) -> Batch:
     size = source.image_size
     images = np.zeros((len(indices), size, size, 3), np.uint8)
-    weights = np.ones(len(indices), np.float32)
+    labels, weights = np.zeros(len(indices), np.int32), np.ones(len(indices), np.float32)
     for row, index in enumerate(indices):
         try:
+            labels[row] = source.label(index)
             images[row] = source.read(index, None if crops is None else crops[row])
         except DataError:
             if config.bad_images == "error":
@@ -181,7 +182,7 @@ def _read(source: ImageSource, indices: list[int], config: DataConfig, crops: au
             weights[row] = 0
     return {
         "image": images,
-        "label": np.array([source.label(index) for index in indices], np.int32),
+        "label": labels,
         "weight": weights,
         "index": np.array(indices, np.int64),
     }

@@ -1,4 +1,4 @@
-"""Finds broken held-out files before compute is spent: they would be met only after the last training step."""
+"""Finds broken held-out images before compute is spent: they would be met only after the last training step."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainables.config import DataConfig
-from trainables.data.decode import decode_file
-from trainables.data.sources import FolderSource, Splits
+from trainables.data.sources import FolderSource, RecordsSource, Splits
 
-# A look at a file takes some tens of microseconds on a local disk, and milliseconds on a network's.
+# A look at a file takes some tens of microseconds on a local disk, and milliseconds on a network's; a record is read.
 MOST_FILES = 20_000
 _THREADS = 8
 _TAIL = 4096  # cameras and editors leave a few notes after the end of the picture
 
 
 def check_heldout(splits: Splits, config: DataConfig, *, rank: int = 0, world: int = 1) -> None:
-    """Look at both ends of the held-out files, of which this worker takes every `world`-th; all, or an even sample.
+    """Look at both ends of the held-out images, of which this worker takes every `world`-th; all, or an even sample.
 
-    A file that begins as an image and does not end as one is decoded as a whole, to be sure. Only where
-    `config.bad_images` is "error", and once per process and data set. What is broken in a file's middle stays unseen.
+    An image that begins as one and does not end as one is decoded as a whole, to be sure. Only where
+    `config.bad_images` is "error", and once per process and data set. What is broken in a file's middle stays unseen
+    (in a record's it does not: a record has a checksum).
 
     Raises:
-        DataError: a file that cannot be read; the message names it.
+        DataError: an image that cannot be read; the message names it.
         OSError: the storage failed; reading again may work.
     """
-    if config.bad_images == "error" and isinstance(splits.heldout, FolderSource):
+    if config.bad_images != "error":
+        return
+    if isinstance(splits.heldout, FolderSource):
         _check(_Looked(splits.digest, splits.heldout.files.folders, rank, world, splits.heldout))
+    if isinstance(splits.heldout, RecordsSource):
+        _check(_Looked(splits.digest, (splits.heldout.shards.folder,), rank, world, splits.heldout))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class _Looked:
     folders: tuple[str, ...]
     rank: int
     world: int
-    source: FolderSource = field(compare=False)
+    source: FolderSource | RecordsSource = field(compare=False)
 
 
 @functools.lru_cache(maxsize=4)
@@ -50,9 +54,13 @@ def _check(looked: _Looked) -> None:
     chosen = np.arange(count) if count <= MOST_FILES else np.linspace(0, count - 1, MOST_FILES).astype(np.int64)
 
     def look(index: int) -> None:
-        path = source.name(index)
-        if not _looks_whole(path):
-            decode_file(path, source.image_size)
+        if isinstance(source, RecordsSource):
+            image = source.shards.record(index).image
+            whole = _whole(image[:16], image[-_TAIL:], len(image))
+        else:
+            whole = _looks_whole(source.name(index))
+        if not whole:
+            source.read(index)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [threads.submit(look, index) for index in chosen[looked.rank :: looked.world].tolist()]
@@ -73,6 +81,11 @@ def _looks_whole(path: str) -> bool:
             tail = file.read()
     except OSError:
         return False
+    return _whole(head, tail, size)
+
+
+def _whole(head: bytes, tail: bytes, size: int) -> bool:
+    """The same by a file's first 16 bytes, its last `_TAIL`, and how many it has in all."""
     if head.startswith(b"\xff\xd8\xff"):  # JPEG: its mark of the end
         return b"\xff\xd9" in tail
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

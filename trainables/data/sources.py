@@ -1,6 +1,7 @@
-"""Labelled images: handwritten digits, or a folder of image files per class.
+"""Labelled images: handwritten digits, a folder of image files per class, or shards of records.
 
-A source knows its examples by number, holds no decoded image of a folder in memory, and can be sent to another process.
+A source knows its examples by number, holds no decoded image but the digits in memory, and can be sent to another
+process.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainables.config import DataConfig
-from trainables.data import folder
+from trainables.data import folder, records
 from trainables.data.augment import Draws, Images
-from trainables.data.decode import decode_file, resize_array
+from trainables.data.decode import decode_bytes, decode_file, resize_array
 from trainables.data.errors import DataError
 
 Indices = npt.NDArray[np.int64]
@@ -52,7 +54,7 @@ class ImageSource(Protocol):
         """
 
     def label(self, index: int) -> int:
-        """The class of an example, without reading the image."""
+        """The class of an example, without decoding the image. Raises DataError where it cannot be read."""
 
     def name(self, index: int) -> str:
         """What a person knows the example by: a path, or "digits[17]"."""
@@ -62,9 +64,9 @@ class ImageSource(Protocol):
 class Splits:
     """The images to train on, those held out, and the names of the classes: label k is classes[k].
 
-    `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes and of the files, or by the
-    digits themselves, and by which of them are held out. Where a folder stands does not enter. `left_out` says what
-    lies in a folder's classes and is not taken, one line for each reason.
+    `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes and of the files (of shards also
+    their records and bytes), or by the digits themselves, and by which of them are held out. Where a folder stands does
+    not enter. `left_out` says what lies in a folder's classes and is not taken, one line for each reason.
     """
 
     train: ImageSource
@@ -79,9 +81,10 @@ class Splits:
 
 
 def open_splits(config: DataConfig) -> Splits:
-    """Opens what `config` names. No image of a folder is read yet.
+    """Opens what `config` names. No image of a folder or of a shard is read yet.
 
-    A folder that this process has listed, and that has not changed since, is not listed again.
+    A folder that this process has listed, and that has not changed since, is not listed again; shards of a data set are
+    looked into once.
 
     Raises:
         DataError: the folder is missing or not laid out as it must be, or a setting is out of range.
@@ -102,7 +105,13 @@ def open_splits(config: DataConfig) -> Splits:
         known_by = folder.fingerprint(config.path)
         opened = _open_folder if known_by is not None else _open_folder.__wrapped__
         return opened(config.path, config.image_size, config.held_out_fraction, config.split_seed, known_by)
-    raise DataError(f"data.source: {config.source!r} is given; give 'digits' or 'folder'")
+    if config.source == "records":
+        if not config.path:
+            raise DataError(f"data.path: nothing is given; give a folder that holds {records.LAYOUT}")
+        index = records.read_index(config.path)
+        path = os.path.abspath(config.path)
+        return _open_records(path, config.image_size, index, records.fingerprint(path, index))
+    raise DataError(f"data.source: {config.source!r} is given; give 'digits', 'folder' or 'records'")
 
 
 def split_off(labels: npt.NDArray[np.int32], fraction: float, seed: int) -> tuple[Indices, Indices]:
@@ -230,6 +239,44 @@ def _open_folder(
         _digest(listing.classes, train.digest(), heldout.digest()),
         listing.left_out,
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsSource:
+    """Records of shards; none is in memory, but the one that each thread has read last."""
+
+    shards: records.Shards
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.read(index), self.label(index))
+
+    def read(self, index: int, crop: Draws | None = None) -> Images:
+        return decode_bytes(self.shards.record(index).image, self.image_size, self.name(index), crop)
+
+    def label(self, index: int) -> int:
+        return self.shards.record(index).label
+
+    def name(self, index: int) -> str:
+        return self.shards.name(index)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_records(path: str, image_size: int, index: records.Index, sizes: tuple[int, ...]) -> Splits:
+    """`sizes` are the bytes of every shard, by which an unchanged data set is known."""
+    records.check_shards(path, (*index.train, *index.heldout))
+    train, heldout = (
+        RecordsSource(records.Shards(path, shards, len(index.classes)), image_size)
+        for shards in (index.train, index.heldout)
+    )
+    parts = [repr(part).encode() for part in (index.train, index.heldout, sizes)]
+    return Splits(train, heldout, index.classes, _digest(index.classes, *parts))
 
 
 def _digest(classes: tuple[str, ...], *parts: bytes) -> str:

@@ -1,0 +1,66 @@
+"""A study's data: what is there, what is declared of it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.data import counts_of, open_data
+from search.study import Study, StudyError, read_study
+from trainables.data.records import write_records
+
+
+def study(declared: str = "train_images: 6, heldout_images: 2, classes: 3") -> Study:
+    text = f"""
+name: mini
+data: {{source: records, path: images, image_size: 32, declared: {{{declared}}}}}
+budgets: [1e10 FLOPs]
+"""
+    return read_study(text, source="mini.yaml")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write() -> None:
+    write_records("images", 3, train=[(0, b"x")] * 6, heldout=[(2, b"x")] * 2)
+
+
+def test_data_that_are_not_here_are_taken_as_declared_and_that_is_said() -> None:
+    counts = counts_of(study())
+    assert (counts.train, counts.heldout, counts.classes) == (6, 2, 3)
+    assert counts.warnings == (
+        "data.path: 'images' is not here, so data.declared is taken for granted, and was not checked",
+    )
+
+
+def test_a_search_needs_the_data() -> None:
+    with pytest.raises(StudyError, match=r"^mini.yaml: data.path: 'images' does not exist; give a folder that holds"):
+        open_data(study())
+
+
+def test_data_that_are_here_are_opened() -> None:
+    write()
+    counts = counts_of(study("train_images: 6, heldout_images: 2, classes: 3"))
+    assert (counts.train, counts.heldout, counts.classes, counts.warnings) == (6, 2, 3, ())
+    assert len(open_data(study()).train) == 6
+
+
+def test_data_that_are_here_and_not_as_declared_are_refused() -> None:
+    write()
+    for opened in (counts_of, open_data):
+        with pytest.raises(StudyError) as refused:
+            opened(study("train_images: 6000, heldout_images: 2, classes: 4"))
+        assert str(refused.value) == (
+            "mini.yaml: data.declared.train_images: 6,000 given, and the data have 6; classes: 4 given, and the data "
+            "have 3; correct data.declared, or leave it out"
+        )
+
+
+def test_a_folder_that_is_here_and_not_whole_is_refused_whatever_is_declared() -> None:
+    Path("images").mkdir()
+    with pytest.raises(StudyError, match=r"'images' has no dataset.json"):
+        counts_of(study())
