@@ -117,12 +117,17 @@ QUICK: Final = ("depth-f1", "depth-f3")
 HEADINGS: Final = (
     "compile s",
     "program MB",
-    "HBM GiB held",
-    "MB held/image",
-    "MB HBM moved/image",
-    "MB accessed/image",
+    "HBM GiB",
+    "MB/image",
+    "MB moved",
+    "MB accessed",
     "ms/step",
-    "images/s/core",
+    "images/s",
+)
+LEGEND: Final = (
+    "HBM: held by one core, and that by image. Moved: to and from HBM, by image. Accessed: XLA's count, which has the "
+    "traffic of on-chip memory in it, by image. Time: the compiler's cycles, or the bandwidth, if that is longer. In "
+    "brackets: over the first row."
 )
 
 
@@ -226,6 +231,7 @@ def main() -> None:
                 f"F3 over F1, {form}: compile time {three.compile_s / one.compile_s:.2f}x, "
                 f"program {three.program_bytes / one.program_bytes:.2f}x"
             )
+    report.say(LEGEND)
     report.say(
         f"Every figure but compile time and size is the compiler's estimate for one core ({HBM_BYTES / 2**30:.0f} GiB "
         "of HBM) and one step; sums over cores cost it nothing. Nothing was measured on a TPU."
