@@ -14,9 +14,9 @@ from models.pointwise import as_kernels, as_matrices, with_matrices
 from models.repeated import Loop, of_repeated_blocks, of_single_blocks, repeat_blocks
 
 
-def compact(model: nn.Module, make_loop: Callable[[], Loop], *, fewest: int = 2, at_once: int = 1) -> nn.Module:
+def compact(model: nn.Module, make_loop: Callable[[], Loop], *, fewest: int = 2) -> nn.Module:
     """`model`, changed in place to its second form; for the other arguments see `models.repeated.repeat_blocks`."""
-    return repeat_blocks(with_matrices(model), make_loop, fewest=fewest, at_once=at_once)
+    return repeat_blocks(with_matrices(model), make_loop, fewest=fewest)
 
 
 def as_built(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
