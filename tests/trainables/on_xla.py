@@ -211,3 +211,10 @@ def test_the_host_goes_on_while_the_devices_work(runtime: XlaRuntime) -> None:
     assert not ended[1].done()  # 86 GFLOP are not done in the moment that it took to get here
     assert runtime.elapsed_s(began, ended) > 0
     assert result.cpu().mean().item() == pytest.approx(1.0)
+
+
+def test_want_of_memory_is_what_it_is_on_other_devices(runtime: XlaRuntime) -> None:
+    outputs = runtime.compile(lambda: torch.rand(1 << 44, device=runtime.device))()
+    with pytest.raises(torch.OutOfMemoryError, match="70368744177664 bytes"):
+        runtime.gather_sums([outputs[0]])
+    assert runtime.gather_sums([runtime.scalar(2.0)]).tolist() == [2.0]  # and it goes on

@@ -33,6 +33,8 @@ from trainables.runtime.workers import Workers
 log = logging.getLogger(__name__)
 
 V4_CORE_FLOPS_PER_S: Final = 137.5e12  # bfloat16; a chip of two cores does 275 TFLOP/s (arXiv 2304.01433, table 4)
+# torch_xla passes XLA's messages on, not always with their code. The compiler's, the TPU's, the CPU's.
+_OUT_OF_MEMORY: Final = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Error allocating device buffer", "Out of memory")
 _KEYS_OF_ENVIRONMENT: Final = ("PJRT_DEVICE", "CPU_NUM_DEVICES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -195,7 +197,8 @@ class XlaRuntime:
     def _launch(self) -> None:
         """Give the device all that was traced, compiling it if it is new."""
         compiled, compiled_s, hits = self.compilations, self.compile_s, self.cache_hits
-        self._library.sync()
+        with _want_of_memory():
+            self._library.sync()
         self._given += 1
         if self.compilations > compiled:
             log.info("program cache: miss, compiled in %.1f s", self.compile_s - compiled_s)
@@ -230,7 +233,8 @@ class XlaRuntime:
 
     def gather_sums(self, outputs: Sequence[Tensor]) -> Tensor:
         # Fetched one by one: stacked on the device they would be another program for each number of them.
-        return torch.stack(self._library._XLAC._xla_get_cpu_tensors(list(outputs))).to(torch.float64)
+        with _want_of_memory():
+            return torch.stack(self._library._XLAC._xla_get_cpu_tensors(list(outputs))).to(torch.float64)
 
     # ---- time
 
@@ -250,6 +254,17 @@ class XlaRuntime:
     def synchronise(self) -> None:
         self._launch()
         self._xm.wait_device_ops()
+
+
+@contextmanager
+def _want_of_memory() -> Iterator[None]:
+    """Raise what torch raises for it on other devices where XLA's compiler, or the device, has too little memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error).strip().splitlines()[0]) from error
 
 
 def _time_of(mark: tuple[float, Future[float] | None]) -> float:
