@@ -114,7 +114,7 @@ def _table(title: str, second: str, *headings: str) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("variant", no_wrap=True)
     table.add_column(second, no_wrap=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from models.costs import Costs, costs
 from search.sections import Epochs
 from search.study import Study, StudyError
-from search.units import KNOWN_FLOPS_PER_CORE_SECOND
+from search.units import KNOWN_FLOPS_PER_CORE_SECOND, same_amount
 
 FEW_STEPS: Final = 10
 TRIALS_PER_CELL: Final = 2
@@ -80,21 +81,27 @@ class Budget:
         raise KeyError(variant)
 
 
-def open_budgets(study: Study, train_examples: int, classes: int) -> tuple[list[Budget], list[str]]:
+def open_budgets(
+    study: Study,
+    train_examples: int,
+    classes: int,
+    core_hours: Mapping[str, float] = KNOWN_FLOPS_PER_CORE_SECOND,
+) -> tuple[list[Budget], list[str]]:
     """The study's budgets, cheapest first, and one-line warnings about what makes little sense.
 
     Args:
         study: the study.
         train_examples: images of one epoch.
         classes: outputs of the classifier.
+        core_hours: FLOPs per core-second of a device that budgets name, see `search.rates.core_hour_rates`.
 
     Raises:
         StudyError: core-hours that cannot be converted, a budget that buys no variant; one line for each problem.
     """
-    amounts = amounts_in_flops(study)
+    amounts = amounts_in_flops(study, core_hours)
     sizes = {variant: costs(study.model_size(variant, classes)) for variant in study.model.variants}
     budgets: list[Budget] = []
-    warnings = _study_warnings(study, train_examples)
+    warnings = _study_warnings(study, train_examples, core_hours)
     problems: list[str] = []
     for index, (quantity, flops) in enumerate(zip(study.budgets, amounts, strict=True)):
         cells: list[Cell] = []
@@ -121,13 +128,13 @@ def open_budgets(study: Study, train_examples: int, classes: int) -> tuple[list[
     return budgets, warnings
 
 
-def amounts_in_flops(study: Study) -> list[float]:
+def amounts_in_flops(study: Study, core_hours: Mapping[str, float] = KNOWN_FLOPS_PER_CORE_SECOND) -> list[float]:
     """Every budget in training FLOPs, rising; costs no model. Errors as for `open_budgets`."""
     rate = study.compute.flops_per_core_second
     amounts: list[float] = []
     problems: list[str] = []
     for index, quantity in enumerate(study.budgets):
-        flops = quantity.flops(rate)
+        flops = quantity.flops(rate, core_hours)
         if flops is None:
             problems.append(
                 f"{study.source}: budgets[{index}]: {quantity.label} given, but not the FLOPs a core does in a second; "
@@ -171,10 +178,12 @@ def _trials(study: Study, cells: int) -> int:
     return combinations if study.search.sampler == "grid" else min(TRIALS_PER_CELL * cells, combinations)
 
 
-def _study_warnings(study: Study, train_examples: int) -> list[str]:
+def _study_warnings(study: Study, train_examples: int, core_hours: Mapping[str, float]) -> list[str]:
+    compiled = " (the mean of the study's variants as convscale aot compiled them)"
     warnings = [
         f"{device} core-hours are converted at {rate:.3g} FLOPs per core-second, which is an estimate"
-        for device, rate in KNOWN_FLOPS_PER_CORE_SECOND.items()
+        f"{'' if same_amount(rate, KNOWN_FLOPS_PER_CORE_SECOND[device]) else compiled}"
+        for device, rate in core_hours.items()
         if any(quantity.device == device for quantity in study.budgets)
     ]
     if study.training.batch_size > train_examples:

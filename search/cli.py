@@ -29,11 +29,16 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 
 
 @app.command()
-def plan(study: StudyFile) -> None:
+def plan(
+    study: StudyFile,
+    device: Annotated[
+        str | None, typer.Option(help="Plan for a device that is not here: tpu-v4. Default: the study's.")
+    ] = None,
+) -> None:
     """Print what a study would do, without training anything: budgets, cells, epochs, steps, FLOPs, time, warnings."""
     from search.commands import plan_study
 
-    plan_study(study, Console())
+    plan_study(study, Console(), device=device)
 
 
 @app.command()
@@ -102,6 +107,10 @@ def aot(
         int | None, typer.Option(min=1, help="Print each program's costliest instructions, so many; implies --keep.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Add the programs to this file, too; plans go by clusters/v4_programs.json everywhere."),
+    ] = None,
 ) -> None:
     """Compile a study's train steps with the TPU's own compiler, without a TPU; print memory and estimated speed."""
     from search.aot_command import compile_study
@@ -117,6 +126,7 @@ def aot(
         keep=keep,
         top=top,
         json=json,
+        record_in=record,
     )
 
 

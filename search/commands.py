@@ -9,10 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from search.data import counts_of
-from search.devices import check_precision_here, device_here, warnings_here
+from search.devices import check_precision_here, check_xla, device_here, warnings_here
 from search.ledger import Record
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
+from search.programs import load_programs
+from search.rates import TPU_V4, core_hour_rates, rates_on_tpu
 from search.results import measured_rates, render_results, time_split
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
 from search.session import show_pages
@@ -24,43 +26,67 @@ from search.tracking_uri import shown
 from search.views import check_tracking, optuna_path, tracking_address, write_results
 
 
-def plan_study(path: Path, console: Console) -> None:
-    """Print what the study would do. Rates that its newest run measured replace the study's estimate, where that run
-    trained the same models in the same way.
+def plan_study(path: Path, console: Console, *, device: str | None = None) -> None:
+    """Print what the study would do. Rates that its newest run measured replace any estimate, where that run trained
+    the same models in the same way on the same device.
+
+    `device`: "tpu-v4" plans for TPU v4, which need not be here; so does a study whose own device is a TPU.
     """
+    if device is not None and device.casefold() != TPU_V4.casefold():
+        raise SessionError(
+            f"--device: {device!r} given; allowed: {TPU_V4.casefold()}; leave it out for the study's own"
+        )
     study = load_study(path)
     counts = counts_of(study)
     if study.tracking.enabled:
         check_tracking(study)
-    warnings = [*counts.warnings, *warnings_here(study)]
+    on = "tpu" if device is not None else device_here(study)
+    warnings = [*counts.warnings, *_warnings_of(study, on)]
+    begun = newest_begun(study)
+    opened = StudyState.of(begun[1]).opened if begun else {}
+    earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1], on) else StudyState()
+    measured = measured_rates(earlier)
+    rates = rates_on_tpu(study, load_programs(study), counts.classes, measured) if on == "tpu" else None
+    planned = plan(
+        study,
+        counts.train,
+        counts.heldout,
+        counts.classes,
+        measured=measured,
+        goodput=time_split(earlier).undisturbed_goodput,
+        rates=rates,
+        core_hours=core_hour_rates(study, counts.classes, opened),
+    )
+    render_plan(replace(planned, warnings=(*warnings, *planned.warnings)), console)
+
+
+def _warnings_of(study: Study, device: str) -> list[str]:
+    """What stands against a search: on TPUs what it would refuse, else what this machine lacks."""
+    if device == "tpu":
+        try:
+            check_xla(study, device)
+        except StudyError as error:
+            return [f"a search refuses this: {error}"]
+        return []
+    warnings = warnings_here(study)
     try:
         check_precision_here(study)
     except StudyError as error:
         if study.compute.device != "auto":
             raise
         warnings.append(f"on this machine: {error}")  # the search may be meant for a cluster
-    begun = newest_begun(study)
-    earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1]) else StudyState()
-    planned = plan(
-        study,
-        counts.train,
-        counts.heldout,
-        counts.classes,
-        measured=measured_rates(earlier),
-        goodput=time_split(earlier).undisturbed_goodput,
-    )
-    render_plan(replace(planned, warnings=(*warnings, *planned.warnings)), console)
+    return warnings
 
 
-def has_rates_of(study: Study, records: Sequence[Record]) -> bool:
-    """Whether the FLOPs per second of a run's trials are those of the study on this machine's device: the same models,
-    images, batches, precision and device.
+def has_rates_of(study: Study, records: Sequence[Record], device: str) -> bool:
+    """Whether the FLOPs per second of a run's trials are those of the study on a device: the same models, images,
+    batches, precision and device.
     """
     now, before = study.identity(), StudyState.of(records).opened["identity"]
     keys = {key for key in now if key.startswith("model.")} - {"model.variants"}
     keys |= {"data.image_size", "training.batch_size", "training.precision"}
     devices = {record.get("device") for record in records if record.event == "session_started"}
-    return devices == {device_here(study)} and all(before.get(key) == now[key] for key in keys)
+    return devices == {device} and all(before.get(key) == now[key] for key in keys)
 
 
 def show_study(path: Path, console: Console) -> None:

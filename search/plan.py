@@ -12,11 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.budgets import Budget, Cell, open_budgets
-from search.devices import device_here, metered_cores
+from search.devices import check_batches, device_here, metered_cores
 from search.formats import duration, number, percent, scientific
 from search.memory import gigabytes, memory_by_variant, memory_warnings
+from search.rates import Rate
 from search.results import MeasuredRates
 from search.study import Study
+from search.terminal import tell
+from search.tpu_plan import estimate, published_notes, published_table, rates_notes, rates_table
+from search.units import KNOWN_FLOPS_PER_CORE_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,12 @@ class Plan:
         budgets: what each budget buys, cheapest first.
         warnings: one line each.
         device: what trials train on.
-        cores_per_slice: cores that train one trial (CPU threads, or GPUs).
+        cores_per_slice: cores that train one trial (CPU threads, GPUs, or TPU cores).
         flops_per_core_second: by variant; empty where nothing is known.
         measured: whether those were measured by an earlier search, or are the study's estimate.
         goodput: share of training steps in a trial's time, measured; None if it is not known.
         memory: bytes that training takes of each worker at least, by variant.
+        rates: of a plan for TPUs, by variant: where `flops_per_core_second` is from, and what it may be at most.
     """
 
     study: Study
@@ -48,6 +53,7 @@ class Plan:
     measured: bool = False
     goodput: float | None = None
     memory: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -63,6 +69,16 @@ class Plan:
         """Expected seconds of one trial (of its training steps, where no goodput is known); None without a rate."""
         rate = self.flops_per_core_second.get(cell.variant)
         return None if rate is None else cell.flops / (rate * self.cores_per_slice) / (self.goodput or 1.0)
+
+    def core_hours(self, cell: Cell) -> float | None:
+        """Expected core-hours of one trial's training steps; None without a rate."""
+        rate = self.flops_per_core_second.get(cell.variant)
+        return None if rate is None else cell.flops / rate / 3600
+
+    def core_hours_at_least(self, cell: Cell) -> float | None:
+        """The same by the roofline, where that is known."""
+        rate = self.rates.get(cell.variant)
+        return None if rate is None else rate.core_hours_at_least(cell.flops)
 
     def budget_seconds(self, budget: Budget) -> float | None:
         """Expected seconds of a budget's trials, in rounds of one on each slice and spread evenly over its cells."""
@@ -88,6 +104,8 @@ def plan(
     *,
     measured: MeasuredRates | None = None,
     goodput: float | None = None,
+    rates: Mapping[str, Rate] | None = None,
+    core_hours: Mapping[str, float] = KNOWN_FLOPS_PER_CORE_SECOND,
 ) -> Plan:
     """Plan a study; nothing is trained.
 
@@ -96,18 +114,25 @@ def plan(
         train_examples, heldout_examples, classes: what its data holds.
         measured: FLOPs per core-second of an earlier search; a variant that it has not trained takes the overall one.
         goodput: share of training steps in the time of that search's trials (NaN as good as None).
+        rates: makes it a plan for TPU v4, at these rates, instead of one for the study's device; in them is what was
+            `measured`.
+        core_hours: see `search.budgets.open_budgets`.
 
     Raises:
-        StudyError: budgets that cannot be planned, see `search.budgets.open_budgets`.
+        StudyError: budgets that cannot be planned, see `search.budgets.open_budgets`; batches that cannot be split, see
+            `search.devices.check_batches`.
     """
-    budgets, warnings = open_budgets(study, train_examples, classes)
-    if measured:
-        rates = {variant: measured.by_variant.get(variant, measured.overall) for variant in study.model.variants}
+    device = device_here(study) if rates is None else "tpu"
+    check_batches(study, device)
+    budgets, warnings = open_budgets(study, train_examples, classes, core_hours)
+    if rates is not None:
+        expected = {variant: rate.flops_per_core_second for variant, rate in rates.items()}
+    elif measured:
+        expected = {variant: measured.by_variant.get(variant, measured.overall) for variant in study.model.variants}
     else:
         given = study.compute.flops_per_core_second
-        rates = {} if given is None else dict.fromkeys(study.model.variants, given)
-    device = device_here(study)
-    memory = memory_by_variant(study, classes)
+        expected = {} if given is None else dict.fromkeys(study.model.variants, given)
+    memory = memory_by_variant(study, classes, device)
     warnings += memory_warnings(study, memory, device)
     return Plan(
         study=study,
@@ -118,10 +143,11 @@ def plan(
         warnings=tuple(warnings),
         device=device,
         cores_per_slice=metered_cores(study, device),
-        flops_per_core_second=rates,
+        flops_per_core_second=expected,
         measured=measured is not None,
         goodput=goodput if goodput and math.isfinite(goodput) else None,
         memory=memory,
+        rates=rates or {},
     )
 
 
@@ -129,7 +155,9 @@ def render_plan(plan: Plan, console: Console) -> None:
     """Print a plan: a table for each budget, the learning rates, the sum, and the warnings.
 
     Columns: parameters; epochs; optimiser steps and how many of them warm up; training FLOPs of one trial, and their
-    share of the budget (whole steps and grids of epochs do not meet it exactly); expected time of one trial.
+    share of the budget (whole steps and grids of epochs do not meet it exactly); expected core-hours of its training
+    steps (on TPUs also at least), and expected time of one trial. A plan for TPUs opens with a table of their rates,
+    and compares with what others have published.
     """
     study = plan.study
     console.print(
@@ -137,10 +165,20 @@ def render_plan(plan: Plan, console: Console) -> None:
         f"{plan.heldout_examples:,} held-out images of {study.data.image_size} px in {plan.classes:,} classes; "
         f"batch {study.training.batch_size:,}"
     )
+    if plan.rates:
+        console.print()
+        console.print(rates_table(plan.rates, plan.train_examples))
+        for note in rates_notes(study, plan.rates):
+            tell(console, note)
     for budget in plan.budgets:
         console.print()
         console.print(_budget_table(plan, budget))
     console.print()
+    if plan.rates and study.published:
+        console.print(published_table(study, plan.rates, plan.train_examples, plan.classes))
+        for note in published_notes(study, plan.rates, plan.train_examples, plan.classes):
+            tell(console, note)
+        console.print()
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     console.print(f"Learning rates: {rates} (sampler {study.search.sampler})")
     one_line = not console.is_terminal
@@ -162,21 +200,24 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("variant", no_wrap=True)
-    for heading in ("parameters", "epochs", "steps", "warm-up", "FLOPs", "share", "time"):
+    first, last = (("parameters",), ()) if not plan.rates else ((), ("\nat least",))
+    for heading in (*first, "epochs", "steps", "warm-up", "FLOPs", "share", "core-\nhours", *last, "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in budget.cells:
         expected = plan.trial_seconds(cell)
         table.add_row(
             cell.variant,
-            f"{cell.parameters / 1e6:.2f} M",
+            *([] if plan.rates else [f"{cell.parameters / 1e6:.2f} M"]),
             number(cell.epochs, trim=True),
             f"{cell.steps:,}",
             f"{cell.warmup_steps:,}",
             scientific(cell.flops, 3),
             f"{cell.flops / budget.flops:.0%}",
+            estimate(plan.core_hours(cell)),
+            *([estimate(plan.core_hours_at_least(cell))] if plan.rates else []),
             "unknown" if expected is None else f"~{duration(expected)}",
         )
     return table
@@ -188,9 +229,11 @@ def _total_line(plan: Plan) -> str:
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
     slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
-    unit = "GPU" if plan.device == "cuda" else "core"
+    unit = {"cuda": "GPU", "tpu": "TPU core"}.get(plan.device, "core")
     cores = f"{plan.cores_per_slice} {unit}{'' if plan.cores_per_slice == 1 else 's'}"
     source = "measured by an earlier search" if plan.measured else "estimated from compute.flops_per_core_second"
+    if plan.rates:
+        source = "estimated at the speeds above"
     if plan.goodput is not None:
         source += f", at its goodput of {percent(plan.goodput)}"
         left_out = "start-up of the cluster"

@@ -8,18 +8,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import fsspec
 
-from clusters.tpu import CLOCK_HZ, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S
+from clusters.tpu import CLOCK_HZ, CORES_PER_HOST, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S
 from search.study import Study
 from trainables.config import TrialConfig
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+RECORDED: Final = ROOT / "clusters" / "v4_programs.json"
 FORMAT: Final = 1
 _SOURCES: Final = ("models", "trainables", "clusters")
 
@@ -211,20 +213,63 @@ class Programs:
         return str(self._fs.cat_file(f"{self._folder}/{program.name}{suffix}").decode())
 
 
-def load_programs(study: Study) -> dict[str, Program]:
+def load_programs(study: Study, recorded: Path = RECORDED) -> dict[str, Program]:
     """The program by which each of the study's variants is judged, of those that were compiled before.
 
-    They are of the study's own model, precision and optimiser (for any number of classes); first comes one of the
-    study's batch, then one over more cores, then the newest. Variants without one are left out.
+    They are of the study's own model, precision and optimiser (for any number of classes). First come those whose
+    images per core are nearest to the study's, because every step reads and writes all weights, however many images
+    share that; then those over more cores, which also exchange gradients; then the newest. A variant that the study's
+    storage has none of takes one that comes with this repository (see `record`), if its images per core are the
+    study's. Variants without one are left out.
     """
+    wanted = images_per_core(study)
+    best = _best(study, Programs(study).all(), wanted)
+    missing = [variant for variant in study.model.variants if variant not in best]
+    if missing:
+        alike = [each for each in recorded_programs(recorded) if math.isclose(each.images / each.cores, wanted)]
+        best = _best(study, alike, wanted) | best
+    return {variant: best[variant] for variant in study.model.variants if variant in best}
+
+
+def images_per_core(study: Study) -> float:
+    """Images that a core takes at once in a slice of as many TPU hosts as the study has workers."""
+    training, hosts = study.training, study.compute.workers_per_slice
+    share = training.batch_size / hosts
+    return min(share, training.micro_batch_size or share) / CORES_PER_HOST
+
+
+def recorded_programs(path: Path = RECORDED) -> list[Program]:
+    """The programs of a file that `record` writes, the newest last; none where there is no file."""
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    read = (Program.from_json(json.dumps(values)) for values in records.values())
+    return sorted((program for program in read if program is not None), key=lambda program: program.compiled_at)
+
+
+def record(programs: Iterable[Program], path: Path) -> list[str]:
+    """Add programs to a file of programs, by their names, in place of earlier ones of the same settings.
+
+    Those that the compiler refused are left out. Returns the variants that were added.
+    """
+    added = [program for program in programs if program.costs is not None]
+    settings = [program.settings for program in added]
+    kept = [program for program in recorded_programs(path) if program.settings not in settings]
+    records = {program.name: json.loads(program.to_json()) for program in (*kept, *added)}
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return [program.variant for program in added]
+
+
+def _best(study: Study, programs: Iterable[Program], wanted: float) -> dict[str, Program]:
+    """By variant; of programs that are as good the last."""
     best: dict[str, Program] = {}
-    for program in Programs(study).all():
+    for program in programs:
         if program.costs is None or not _is_of(study, program.settings):
             continue
         before = best.get(program.variant)
-        if before is None or _standing(study, program) >= _standing(study, before):
+        if before is None or _standing(program, wanted) >= _standing(before, wanted):
             best[program.variant] = program
-    return {variant: best[variant] for variant in study.model.variants if variant in best}
+    return best
 
 
 def _is_of(study: Study, settings: Mapping[str, Any]) -> bool:
@@ -239,8 +284,8 @@ def _is_of(study: Study, settings: Mapping[str, Any]) -> bool:
     return bool(model == wanted and clipped and averaged)
 
 
-def _standing(study: Study, program: Program) -> tuple[bool, int]:
-    return (program.settings["batch_size"] == study.training.batch_size, program.cores)
+def _standing(program: Program, wanted: float) -> tuple[float, int]:
+    return (-abs(math.log(program.images / program.cores / wanted)), program.cores)
 
 
 def _digest(values: Any) -> str:

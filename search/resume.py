@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from search.budgets import Budget, amounts_in_flops
@@ -10,7 +10,7 @@ from search.director import space_of
 from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study
-from search.units import same_amount
+from search.units import KNOWN_FLOPS_PER_CORE_SECOND, same_amount
 from trainables.data import Splits
 
 
@@ -24,9 +24,14 @@ def described(splits: Splits) -> dict[str, Any]:
     }
 
 
-def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> None:
+def refuse_changed_study(
+    study: Study,
+    state: StudyState,
+    splits: Splits,
+    core_hours: Mapping[str, float] = KNOWN_FLOPS_PER_CORE_SECOND,
+) -> None:
     """Raise `SessionError` if what a result depends on (the study's fields, its data) differs from what the run was
-    opened with, and `StudyError` for budgets that cannot be told in FLOPs.
+    opened with, and `StudyError` for budgets that cannot be told in FLOPs. `core_hours`: see `open_budgets`.
     """
     before, now = state.opened["identity"], study.identity()
     changed = [
@@ -39,7 +44,7 @@ def refuse_changed_study(study: Study, state: StudyState, splits: Splits) -> Non
         for key, value in described(splits).items()
         if (earlier := state.opened.get(key)) is not None and earlier != value
     ]
-    for quantity, flops in zip(study.budgets, amounts_in_flops(study), strict=True):
+    for quantity, flops in zip(study.budgets, amounts_in_flops(study, core_hours), strict=True):
         known = state.budgets.get(quantity.label)
         if known is not None and not same_amount(known.flops, flops):
             changed.append(f"budget {quantity.label}: was {known.flops:.4g} FLOPs, now {flops:.4g}")

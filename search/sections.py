@@ -380,6 +380,15 @@ class Compute(Section):
     )
 
 
+class Published(Section):
+    """What others report of the same training, for plan to compare with."""
+
+    variant: str = Field(description="A variant of the family.")
+    epochs: EpochCount = Field(description="Passes over the data.")
+    core_hours: float = Field(gt=0, le=1e60, description="TPU-v4 core-hours of that training, as published.")
+    source: str = Field(min_length=1, description="Where that is published, and how it was come by.")
+
+
 class Tracking(Section):
     """The MLflow view of the study."""
 

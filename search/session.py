@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,6 +35,7 @@ from search.devices import (
 from search.director import Director
 from search.ledger import FORMAT, Ledger, LedgerError
 from search.progress import PlannedBudget, ProgressView
+from search.rates import core_hour_rates
 from search.ray_settings import prepare_environment
 from search.results import render_results
 from search.resume import described, refuse_changed_study, without_trials
@@ -91,10 +92,11 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     local = local_folder(study, folder)
     with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
         before = StudyState.of(ledger.records)
+        core_hours = core_hour_rates(study, len(splits.classes), before.opened)
         if ledger.records:
-            refuse_changed_study(study, before, splits)
+            refuse_changed_study(study, before, splits, core_hours)
         if before.ended and not retry_failed:
-            budgets, _ = open_budgets(study, len(splits.train), len(splits.classes))
+            budgets, _ = open_budgets(study, len(splits.train), len(splits.classes), core_hours)
             if before.covers(budgets):
                 show_results(study, before, local, console)
                 return exit_status(before, before.named(budgets))
@@ -115,7 +117,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             chips=chips_of_worker() if device == "tpu" else 0,
         )
         with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes))
+            opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes), core_hours)
             fleet = stack.enter_context(Fleet(plan, address=address, logs=local / "logs"))
             interrupts.take_over()
             budgets, warnings = opening.result()
@@ -144,7 +146,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         views.catch_up(ledger.records)
         director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed)
         if not ledger.records:
-            open_study(director, study, study_path, folder, splits, plan.device)
+            open_study(director, study, study_path, folder, splits, plan.device, core_hours)
 
         # ---- The search ---------------------------------------------------------------------------------------------
         fleet.say = views.say
@@ -234,11 +236,20 @@ def exit_status(state: StudyState, budgets: Sequence[Budget]) -> int:
     return int(any(budget.closed and budget.best is None for budget in known))
 
 
-def open_study(director: Director, study: Study, path: Path, folder: RunFolder, splits: Splits, device: str) -> None:
+def open_study(
+    director: Director,
+    study: Study,
+    path: Path,
+    folder: RunFolder,
+    splits: Splits,
+    device: str,
+    core_hours: Mapping[str, float],
+) -> None:
     """Write the ledger's first event, and a copy of the study file beside it."""
     text = path.read_text(encoding="utf-8-sig")
     fs, target = fsspec.core.url_to_fs(f"{folder.url}/study.yaml")
     fs.pipe_file(target, text.encode())
+    named = {quantity.device for quantity in study.budgets if quantity.device is not None}
     director.write(
         "study_opened",
         study=study.name,
@@ -249,6 +260,7 @@ def open_study(director: Director, study: Study, path: Path, folder: RunFolder, 
         identity=study.identity(),
         **described(splits),
         device=device,
+        core_hour_rates={device: core_hours[device] for device in sorted(named)},
         format=FORMAT,
     )
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field
 from models.families import FAMILIES, ModelSize, check_model, variants
 from models.names import known_name
 from search.complaints import complaints, show
-from search.sections import Compute, Data, Epochs, LearningRate, Model, Search, Section, Tracking, Training
+from search.sections import Compute, Data, Epochs, LearningRate, Model, Published, Search, Section, Tracking, Training
 from search.units import Quantity, parse_quantity, same_amount
 from search.yaml_file import YamlError, parse_yaml
 from trainables.config import (
@@ -56,6 +56,11 @@ class Study(Section):
     training: Training = Field(default_factory=Training, description="How every trial trains.")
     compute: Compute = Field(default_factory=Compute, description="What the study may use of the machine.")
     tracking: Tracking = Field(default_factory=Tracking, description="The MLflow view of the study.")
+    published: tuple[Published, ...] = Field(
+        default=(),
+        description="What others report of the same training: plan --device tpu-v4 shows it beside its own figures. "
+        "May change while a study goes on.",
+    )
     storage: str = Field(
         default="runs",
         min_length=1,
@@ -202,6 +207,11 @@ class Study(Section):
                 continue
             if variant in model.variants[:place]:
                 problems.append(f"model.variants[{place}]: {show(variant)} is given twice; remove one")
+        for place, published in enumerate(self.published):
+            try:
+                known_name("variant", published.variant, variants(model.family))
+            except ValueError as error:
+                problems.append(f"published[{place}].variant: {error}")
         try:
             if not problems:
                 for variant in model.variants:

@@ -44,11 +44,16 @@ class Quantity:
     unit: Literal["FLOPs", "core-hours"]
     device: str | None = None
 
-    def flops(self, flops_per_core_second: float | None) -> float | None:
-        """Training FLOPs, or None for core-hours of a device whose FLOPs per core-second are not known."""
+    def flops(
+        self, flops_per_core_second: float | None, by_device: Mapping[str, float] = KNOWN_FLOPS_PER_CORE_SECOND
+    ) -> float | None:
+        """Training FLOPs, or None for core-hours of a device whose FLOPs per core-second are not known.
+
+        `by_device`: FLOPs per core-second of the devices that budgets may name.
+        """
         if self.unit == "FLOPs":
             return self.amount
-        rate = flops_per_core_second if self.device is None else KNOWN_FLOPS_PER_CORE_SECOND[self.device]
+        rate = flops_per_core_second if self.device is None else by_device[self.device]
         return None if rate is None else self.amount * SECONDS_PER_HOUR * rate
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from search import aot, cli
 from search.aot import compiler_environment, programs_of, request
+from search.aot_command import compile_study
 from search.aot_table import FOOTER, as_json, render, render_top
 from search.programs import Costs, Program, Programs, load_programs
 from search.runs import SessionError
@@ -417,6 +418,18 @@ def test_a_plan_finds_each_variants_program(study_file: Path) -> None:
     store.put(a_program(study, "F1", error="too large", costs=None))
     assert load_programs(study) == {"F0": slice_}
     assert load_programs(load_study(written(study_file.parent, model__width=0.0625))) == {}
+
+
+def test_programs_are_recorded_for_every_study_of_the_same_models(
+    study_file: Path, compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aot, "compiler_environment", lambda tell: compiler.folder)
+    file = study_file.parent / "programs.json"
+    out = Console(file=io.StringIO(), width=80)
+    compile_study(study_file, out, topology="v4:2x2x1", variants=["F1"], record_in=file)
+    elsewhere = load_study(written(study_file.parent, storage="elsewhere", name="another"))
+    assert {variant: program.images for variant, program in load_programs(elsewhere, file).items()} == {"F1": 64}
+    assert load_programs(elsewhere) == {}
 
 
 @pytest.mark.slow

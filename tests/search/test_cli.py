@@ -20,6 +20,7 @@ import yaml
 
 from search import cli, session
 from search.ledger import Ledger, read_ledger
+from search.programs import Programs
 from search.resume import described, refuse_changed_study
 from search.runs import SessionError
 from search.state import StudyState
@@ -27,7 +28,9 @@ from search.study import Study, read_study
 from search.tracking import SyncReport
 from search.views import Views
 from tests.search.ledgers import synthetic_records
+from tests.search.programs import compiled
 from trainables.data import Splits, open_splits
+from trainables.data.records import write_records
 
 STUDY: dict[str, Any] = {
     "name": "digits",
@@ -232,6 +235,58 @@ def test_a_run_whose_files_cannot_be_written(place: str, refused: Callable[..., 
     assert line.endswith("; mend that, and start again")
 
 
+def test_a_tpu_that_is_not_there(refused: Callable[..., str]) -> None:
+    write_study(compute={"device": "tpu"})
+    assert refused("search", "digits.yaml") == (
+        "convscale: digits.yaml: compute.device: 'tpu' given, and this machine has no TPU; set compute.device to auto "
+        "or cpu, or name a cluster with --address"
+    )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["search"], ["plan", "--device", "tpu-v4"]])
+def test_a_batch_that_xla_cannot_split(arguments: list[str], refused: Callable[..., str]) -> None:
+    write_study(
+        training={"batch_size": 66, "precision": "float32"}, compute={"device": "xla-cpu", "cores_per_slice": 4}
+    )
+    assert refused(*arguments, "digits.yaml").startswith(
+        "convscale: digits.yaml: training.batch_size: 66 given; allowed: multiples of the 4 "
+    )
+
+
+@pytest.mark.parametrize("command", ["search", "plan"])
+def test_records_that_are_not_as_declared(command: str, refused: Callable[..., str]) -> None:
+    write_records("images", 3, train=[(0, b"x")] * 6, heldout=[(2, b"x")] * 2)
+    declared = {"train_images": 7, "heldout_images": 2, "classes": 3}
+    write_study(data={"source": "records", "path": "images", "image_size": 8, "declared": declared})
+    assert refused(command, "digits.yaml") == (
+        "convscale: digits.yaml: data.declared.train_images: 7 given, and the data have 6; correct data.declared, or "
+        "leave it out"
+    )
+
+
+def test_records_that_are_not_there(refused: Callable[..., str]) -> None:
+    declared = {"train_images": 7, "heldout_images": 2, "classes": 3}
+    write_study(data={"source": "records", "path": "images", "image_size": 8, "declared": declared})
+    assert refused("search", "digits.yaml").startswith("convscale: digits.yaml: data.path: 'images' does not exist; ")
+
+
+def test_a_device_that_no_plan_is_for(refused: Callable[..., str]) -> None:
+    write_study()
+    assert refused("plan", "digits.yaml", "--device", "v5e") == (
+        "convscale: --device: 'v5e' given; allowed: tpu-v4; leave it out for the study's own"
+    )
+
+
+def test_a_file_that_programs_cannot_be_recorded_in(refused: Callable[..., str]) -> None:
+    write_study()
+    Path("digits.json").write_text("[1]")
+    assert refused("aot", "digits.yaml", "--record", "digits.json").startswith(
+        "convscale: --record: digits.json given, but programs cannot be recorded in it ("
+    )
+    assert "(No such file or directory); name" in refused("aot", "digits.yaml", "--record", "nowhere/x.json")
+
+
 def test_gpus_that_are_not_there(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -390,6 +445,22 @@ def test_a_second_interrupt_ends_the_search_as_interrupted_and_draws_nothing(
     assert waited == [2]
     assert NoFleet.last.patience_s == 1
     assert NoFleet.last.logs == Path.cwd() / "runs/digits/run-1/logs"  # where the search's own log is
+
+
+def test_a_run_keeps_the_rate_by_which_its_core_hours_were_converted(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]]
+) -> None:
+    """And goes on by it, whatever is compiled since: its budgets stay the same FLOPs."""
+    searches(interrupted_again)
+    write_study(budgets=["0.0001 TPU-v4 core-hours"], tracking={"enabled": False}, epochs={"min": 0.001, "max": 1e6})
+    assert called("search", "digits.yaml")[0] == 130
+    opened = read_ledger("runs/digits/run-1")[0]
+    assert opened.fields["core_hour_rates"] == {"TPU-v4": pytest.approx(0.29 * 137.5e12)}
+    study = read_study(Path("digits.yaml").read_text())
+    Programs(study).put(compiled(study))
+    _, planned, _ = called("plan", "digits.yaml")
+    assert "converted at 3.99e+13 FLOPs per core-second, which is an estimate\n" in planned
+    assert called("search", "digits.yaml")[0] == 130
 
 
 def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
@@ -696,7 +767,7 @@ def test_help(arguments: list[str], called: Callable[..., tuple[int, str, str]])
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, called: Callable[..., tuple[int, str, str]]) -> None:
-    def interrupt(*_: object) -> NoReturn:
+    def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("search.commands.plan_study", interrupt)
@@ -735,7 +806,7 @@ def test_a_cluster_that_failed_is_status_1(
     [ValueError("ours"), RuntimeError("ours"), KeyError("ours"), OSError("ours"), FileNotFoundError(2, "ours", "x")],
 )
 def test_an_error_of_our_own_is_not_passed_off_as_the_users(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         raise error
 
     monkeypatch.setattr("search.commands.plan_study", fail)

@@ -44,6 +44,13 @@ def test_a_trials_time_is_its_flops_over_the_rate_of_its_cores() -> None:
     assert made.trial_seconds(cell) == pytest.approx(cell.flops / 3e9)
 
 
+def test_a_trials_core_hours_are_its_flops_over_the_rate_of_a_core() -> None:
+    made = planned(COMPUTE)
+    cell = made.budgets[0].cell("F0")
+    assert made.core_hours(cell) == pytest.approx(cell.flops / 1e9 / 3600)
+    assert planned().core_hours(cell) is None
+
+
 def test_a_studys_time_is_that_of_its_trials_on_its_slices() -> None:
     made = planned(COMPUTE)
     assert made.trials == 8

@@ -59,7 +59,7 @@ def test_every_field_is_documented() -> None:
     assert undocumented == []
 
 
-@pytest.mark.parametrize("name", ["digits", "imagefolder"])
+@pytest.mark.parametrize("name", ["digits", "imagefolder", "jft-paper"])
 def test_the_studies_of_this_repository_can_be_read(name: str) -> None:
     assert load_study(STUDIES / f"{name}.yaml").name == name
 
@@ -484,6 +484,30 @@ def test_what_results_depend_on_is_part_of_the_identity(changed: str) -> None:
 )
 def test_what_results_do_not_depend_on_may_change(changed: str) -> None:
     assert read_study(changed).identity() == read_study(MINIMAL).identity()
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        ("[{variant: F9, epochs: 1, core_hours: 1, source: x}]", ["published[0].variant: unknown variant 'F9'", "F7"]),
+        ("[{variant: F0, epochs: 1, core_hours: 0, source: x}]", ["published[0].core_hours: 0 given", "more than 0"]),
+        (
+            "[{variant: F0, epochs: 1, core_hours: 1, source: x, sourc: x}]",
+            ["published[0].sourc: unknown", "mean source?"],
+        ),
+        ("[{variant: F0, epochs: 1, core_hours: 1}]", ["published[0].source: missing", "Where that is published"]),
+        ("[400]", ["published[0]: 400 given", "section of fields (variant, epochs, core_hours, source)"]),
+    ],
+)
+def test_wrong_entries_of_what_is_published_are_named(published: str, expected: list[str]) -> None:
+    message = complaint(f"{MINIMAL}published: {published}")
+    assert [part for part in expected if part not in message] == [], message
+
+
+def test_what_is_published_may_change() -> None:
+    more = "published: [{variant: F7, epochs: 1, core_hours: 1, source: x}]"
+    assert read_study(MINIMAL + more).published[0].variant == "F7"
+    assert read_study(MINIMAL + more).identity() == read_study(MINIMAL).identity()
 
 
 def test_what_is_declared_of_the_data_is_no_part_of_the_identity_or_of_a_trial() -> None:
