@@ -104,9 +104,19 @@ def test_published_core_hours_stand_beside_ours(tmp_path: Path) -> None:
     assert row[5] == "~0.000278"
     assert "imply that training FLOPs are " in text
     assert "hence 1.11 for F0 and " in text
-    assert "without time for input, evaluation, collectives between hosts" in text
+    assert "Of F0 the step as compiled is slower than the published steps were" in text
+    assert "The known rate is what arXiv 2310.16764 implies for F0" in text  # of F7
     assert "Published: a paper by hand.\n" in text
     assert text.count("Published: ") == 1
+
+
+def test_what_ours_leave_out_is_said_where_they_are_less(tmp_path: Path) -> None:
+    of = study(tmp_path)
+    Programs(of).put(compiled(of, "F0", images=32, expected_s=0.002))
+    text = shown(planned(of), 300)
+    assert "hence 0.56 for F0 and " in text
+    assert "Ours (F0, F7) count training steps alone, without time for input, evaluation, collectives between" in text
+    assert "is slower than" not in text
 
 
 def test_a_plan_for_this_machine_has_none_of_it(tmp_path: Path) -> None:
