@@ -6,7 +6,7 @@ TPU_VENV := .venv-tpu
 # Compiled bytecode halves the start-up time of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install tpu-compiler demo test lint bench clean
+.PHONY: install tpu tpu-compiler demo test lint bench clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# On a TPU's host: the library by which PyTorch/XLA reaches it, in the version that goes with torch-xla.
+tpu: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt libtpu
 
 # The TPU's compiler, for `convscale aot`, which makes it on first use; it needs nothing of the other environment.
 tpu-compiler: $(TPU_VENV)/.installed

@@ -43,16 +43,22 @@ def evaluate(
     model.eval()
     step = runtime.compile(evaluation_step(model, lambda: runtime.autocast(precision)))
     sums: list[Tensor] = []
+    totals = torch.zeros(3, dtype=torch.float64)
     stopped, skipped = False, 0
     for batch, (stopped,) in in_step(iter(batches), runtime, should_stop):
         if stopped:
             break
         skipped += unreadable(batch)
         sums.append(step(runtime.to_device(batch)))
+        if len(sums) == runtime.losses_every:  # so that the host does not run ahead of the device without bound
+            totals += runtime.gather_sums(sums).sum(0)
+            sums.clear()
     model.train(was_training)
     if stopped:
         return None
-    loss, correct, images = runtime.gather_sums(sums).sum(0).tolist() if sums else (0.0, 0.0, 0.0)
+    if sums:
+        totals += runtime.gather_sums(sums).sum(0)
+    loss, correct, images = totals.tolist()
     skipped_by_all = runtime.workers.sum(torch.tensor(float(skipped))).item()
     if not images:
         raise DataError("no held-out image could be read: there is nothing to evaluate on; mend the files")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from glob import glob
+from pathlib import Path
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from trainables.runtime.workers import Workers
 
 Precision = Literal["float32", "bfloat16"]
+_GOOGLE: Final = "0x1ae0"  # PCI vendor
+_VENDORS_OF_PASSED_THROUGH: Final = "/sys/bus/pci/drivers/vfio-pci/*/vendor"
 DEVICES: Final = ("auto", "cpu", "cuda", "tpu", "xla-cpu")
 DeviceBatch = dict[str, Tensor]
 P = ParamSpec("P")
@@ -38,7 +41,7 @@ class Runtime(Protocol):
         cores: cores (CPU threads, GPUs, TPU cores) of all workers together, what core-hours count.
         losses_every: how many steps' losses are fetched together; 1 where fetching one costs nothing.
         compilations: programs compiled by this process so far.
-        compile_s: seconds that took.
+        compile_s: seconds that took, and that loading programs which had been kept took.
     """
 
     @property
@@ -87,7 +90,7 @@ class Runtime(Protocol):
         """What a training step calls: the placed model, whose backward pass averages gradients over the workers."""
 
     def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Backward passes of a `parallel` model within add to this worker's own gradients, and meet no other's."""
+        """Backward passes of a `parallel` model within add to its gradients; workers need not meet for that."""
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Arithmetic at `precision` within; a new context each call."""
@@ -144,6 +147,7 @@ def select_runtime(device: str = "auto", *, cores: int | None = None) -> Runtime
 
 
 def tpu_chips_here() -> int:
-    """TPU chips of this host, by the device files that Ray counts too."""
-    chips = glob("/dev/accel*")
-    return len(chips) if chips else len([path for path in glob("/dev/vfio/*") if path.rpartition("/")[2].isdigit()])
+    """TPU chips of this host: device files /dev/accel0, ..., or PCI devices of Google's that are passed through."""
+    return len(glob("/dev/accel[0-9]*")) or sum(
+        Path(path).read_text(encoding="ascii").strip() == _GOOGLE for path in glob(_VENDORS_OF_PASSED_THROUGH)
+    )

@@ -14,7 +14,6 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from trainables.config import TrialRefused
 from trainables.runtime import DeviceBatch, P, Precision, R
 from trainables.runtime.prepared import FEWEST_IN_A_LOOP, prepared
-from trainables.runtime.program_cache import ProgramCache, cache_root, key_of
+from trainables.runtime.program_cache import cache_root, key_of, open_cache
 from trainables.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ log = logging.getLogger(__name__)
 V4_CORE_FLOPS_PER_S: Final = 137.5e12  # bfloat16; a chip of two cores does 275 TFLOP/s (arXiv 2304.01433, table 4)
 # torch_xla passes XLA's messages on, not always with their code. The compiler's, the TPU's, the CPU's.
 _OUT_OF_MEMORY: Final = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Error allocating device buffer", "Out of memory")
+_KIND: Final = 0x584C41  # "XLA": marks random state, which no other kind of device can take
+_METRIC_IS_LATE_S: Final = 0.05  # at most: it is written just after a program's values are there
 _KEYS_OF_ENVIRONMENT: Final = ("PJRT_DEVICE", "CPU_NUM_DEVICES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -58,7 +59,7 @@ class XlaRuntime:
         if device == "xla-cpu":
             os.environ["CPU_NUM_DEVICES"] = str(cores or 1)
         keep = device == "tpu" if keep_programs is None else keep_programs
-        self._cache = ProgramCache(cache_root() / key_of(_environment())) if keep else None
+        self._cache = open_cache(cache_root() / key_of(_environment())) if keep else None
         # Imported here, after the variables that torch_xla reads as it is loaded.
         import torch_xla
         from torch_xla import runtime as xr
@@ -73,22 +74,20 @@ class XlaRuntime:
             xr.use_spmd()
             self.device = torch_xla.device()
             count = xr.global_runtime_device_count()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            self.device_name = f"TPU v{_tpu_version()}" if device == "tpu" else "CPU by XLA"
+            self.cores = _cores(xr.global_runtime_device_attributes()) if device == "tpu" else count
+        except (RuntimeError, OSError, ValueError, TypeError) as error:  # whatever the libraries below make of it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TrialRefused(
-                f"device {device!r} is not there ({reason}): use auto, cpu or cuda, or mend the driver"
+                f"device {device!r} is not there ({reason}): use auto, cpu or cuda; on a TPU's host run make tpu first"
             ) from error
         self.workers = Workers()
         self.devices = count
         self.mesh = spmd.Mesh(np.arange(count), (count,), ("data",))
-        self.device_name = f"TPU v{_tpu_version()}" if device == "tpu" else "CPU by XLA"
-        self.cores = _cores(xr.global_runtime_device_attributes()) if device == "tpu" else count
         # The CPU's compiler takes long for each block, and its steps are of no concern.
         self._fewest_in_a_loop = FEWEST_IN_A_LOOP if device == "tpu" else 2
         self._seed, self._steps = 0, 0
-        self._given, self._watched = 0, 0
-        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="device-watcher")
-        self._passed: Future[float] | None = None
+        self._given = 0  # programs that were given to the device
         if self._cache is not None:
             log.info("compiled programs at hand: %d, in %s", self._cache.loaded, self._cache.store)
 
@@ -143,16 +142,20 @@ class XlaRuntime:
         self.seed((seed * 1_000_003 + 1) % 2**63)
 
     def rng_state(self) -> list[Tensor]:
-        own = torch.tensor([self._seed, self._steps], dtype=torch.int64).view(torch.uint8)
+        own = torch.tensor([_KIND, self._seed, self._steps], dtype=torch.int64).view(torch.uint8)
         return self.workers.gather(torch.cat((torch.get_rng_state(), own)))
 
     def set_rng_state(self, states: Sequence[Tensor]) -> bool:
         host = torch.get_rng_state()
         rank = self.workers.rank
-        if len(states) != self.workers.world or states[rank].numel() != host.numel() + 16:
+        if len(states) != self.workers.world or states[rank].numel() != host.numel() + 3 * 8:
+            return False
+        # The program is one, so its seed must be: that of rank 0, on every host.
+        kind, seed, steps = states[0][host.numel() :].clone().view(torch.int64).tolist()
+        if kind != _KIND:
             return False
         torch.set_rng_state(states[rank][: host.numel()])
-        self._seed, self._steps = states[rank][host.numel() :].clone().view(torch.int64).tolist()
+        self._seed, self._steps = seed, steps
         return True
 
     # ---- the model and its steps
@@ -174,7 +177,10 @@ class XlaRuntime:
 
     @contextmanager
     def unsynchronised(self, model: nn.Module) -> Iterator[None]:
-        """A part of a batch is a program of its own, the same for all parts but the last."""
+        """A part of a batch is a program of its own, the same for all parts but the last.
+
+        Its gradients are summed over the devices in each part, for what one program leaves is replicated.
+        """
         if any(p.grad is None for p in model.parameters()):
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
@@ -201,7 +207,9 @@ class XlaRuntime:
             self._library.sync()
         self._given += 1
         if self.compilations > compiled:
-            log.info("program cache: miss, compiled in %.1f s", self.compile_s - compiled_s)
+            log.info(
+                "%scompiled in %.1f s", "program cache: miss, " if self._cache else "", self.compile_s - compiled_s
+            )
             if self._cache is not None:
                 self._cache.publish()
         elif self.cache_hits > hits:
@@ -221,14 +229,16 @@ class XlaRuntime:
         """On the device, this host's part of it if its first axis is split over `axis`, else one for all devices."""
         spec = (axis, *[None] * (value.ndim - 1)) if axis else (None,) * value.ndim
         sharding = self._spmd.ShardingSpec(self.mesh, spec, minibatch=axis is not None)
-        placed: Tensor = self._xm.send_cpu_data_to_device(value, self.device, input_sharding=sharding)[0]
+        with _want_of_memory():
+            placed: Tensor = self._xm.send_cpu_data_to_device(value, self.device, input_sharding=sharding)[0]
         return placed
 
     def from_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._put(value, None) for name, value in values.items()}
 
     def to_host(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = self._library._XLAC._xla_get_cpu_tensors([value.detach() for value in values.values()])
+        with _want_of_memory():
+            tensors = self._library._XLAC._xla_get_cpu_tensors([value.detach() for value in values.values()])
         return dict(zip(values, tensors, strict=True))
 
     def gather_sums(self, outputs: Sequence[Tensor]) -> Tensor:
@@ -238,21 +248,38 @@ class XlaRuntime:
 
     # ---- time
 
-    def mark(self) -> tuple[float, Future[float] | None]:
-        if self._given != self._watched:
-            self._watched = self._given
-            self._passed = self._watcher.submit(self._wait)
-        return time.monotonic(), self._passed
+    def mark(self) -> tuple[float, int]:
+        return time.time(), self._given
 
     def elapsed_s(self, start: Any, end: Any) -> float:
-        return _time_of(end) - _time_of(start)
+        ends = self._ends_of_programs()
+        return self._time_of(end, ends) - self._time_of(start, ends) if ends else 0.0
 
-    def _wait(self) -> float:
-        self._xm.wait_device_ops()
-        return time.monotonic()
+    def _time_of(self, mark: tuple[float, int], ends: Sequence[float]) -> float:
+        """When the device had passed a mark: when it was made, or when the program before it ended, if that is later.
+
+        `ends`: of the newest programs.
+        """
+        made, given = mark
+        place = len(ends) - (self._given - given) - 1
+        return max(made, ends[place]) if given and place >= 0 else made
+
+    def _ends_of_programs(self) -> list[float]:
+        """Unix times at which the newest programs ended, from torch_xla's own metric; nothing if some still run.
+
+        To wait for the device in a thread would keep the next step from being given to it.
+        """
+        end = time.monotonic() + _METRIC_IS_LATE_S
+        while self._count("ExecuteReplicatedTime") < int(self._metrics.counter_value("ExecuteReplicated") or 0):
+            if time.monotonic() > end:
+                return []
+            time.sleep(0.001)
+        data = self._metrics.metric_data("ExecuteReplicatedTime")
+        return [float(stamp) for stamp, _ in data[2]] if data else []
 
     def synchronise(self) -> None:
-        self._launch()
+        self._launch()  # of what was made by the way; no mark is set between that and steps
+        self._given -= 1
         self._xm.wait_device_ops()
 
 
@@ -261,16 +288,10 @@ def _want_of_memory() -> Iterator[None]:
     """Raise what torch raises for it on other devices where XLA's compiler, or the device, has too little memory."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the compiler's are the latter
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise torch.OutOfMemoryError(str(error).strip().splitlines()[0]) from error
-
-
-def _time_of(mark: tuple[float, Future[float] | None]) -> float:
-    """When the device had passed a mark: when it was made, or when the work before it was done, if that was later."""
-    made, passed = mark
-    return made if passed is None else max(made, passed.result())
 
 
 def _tpu_version() -> int:
@@ -293,7 +314,6 @@ def _environment() -> dict[str, str]:
             facts[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             facts[library] = ""
-    facts["host"] = platform.node()
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
     facts["cpu"] = next((line for line in lines if line.startswith("flags")), platform.machine())
