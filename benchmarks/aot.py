@@ -109,8 +109,10 @@ CASES: Final[Mapping[str, Case]] = MappingProxyType(
         "f0": Case("F0", 224, 1.0, 64, 1, ("timm's", "ours")),
         "f0-slice": Case("F0", 224, 1.0, 64, 8, ("timm's", "ours")),
         "f3": Case("F3", 224, 1 / 4, 64, 1, ("timm's", "single blocks", "ours")),
+        "f3-full": Case("F3", 224, 1.0, 16, 1, ("single blocks", "ours")),
         "depth-f1": Case("F1", 64, 1 / 16, 8, 1, ("timm's", "single blocks", "ours")),
         "depth-f3": Case("F3", 64, 1 / 16, 8, 1, ("timm's", "single blocks", "ours")),
+        "depth-f3-slice": Case("F3", 64, 1 / 16, 8, 8, ("single blocks", "ours")),
     }
 )
 QUICK: Final = ("depth-f1", "depth-f3")
