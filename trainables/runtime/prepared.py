@@ -9,12 +9,12 @@ from torch import nn
 from models.forms import compact
 from trainables.runtime.scan import Scan
 
-FEWEST_IN_A_LOOP: Final = 8
-"""Blocks of a stage that are compiled one by one up to here, and as one body from here on.
+FEWEST_IN_A_LOOP: Final = 24
+"""Blocks of a stage that are alike are compiled one by one below this number, and as one body from it on.
 
-A program grows with the blocks that are compiled one by one. With 8 it has the bodies of 12 blocks for F0, 14 for F1,
-16 for F3 and 14 for F7. Steps are slower by a loop (benchmarks/aot.py says by how much), and most so at the high
-resolution of the first stages, which have few blocks.
+By the TPU's compiler a block in a loop takes about two fifths longer: an F3 in loops is compiled in two thirds of the
+time, and held in nine tenths of the memory, but trains a fifth slower (benchmarks/aot.py). Up to F3 there is no loop;
+beyond, the third stage is one, so that no program has the bodies of more than fifty blocks.
 """
 
 

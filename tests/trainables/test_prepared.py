@@ -1,0 +1,18 @@
+"""How large a program a variant becomes on a TPU: how many blocks the compiler sees."""
+
+import pytest
+
+from models.families import ModelSize, build_model
+from models.nfnet import VARIANTS
+from models.repeated import Repeated
+from trainables.runtime.prepared import prepared
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_program_has_more_than_fifty_blocks(variant: str) -> None:
+    model = prepared(build_model(ModelSize(variant, 224, 1000), device="meta"))
+    blocks = [block for stage in model.stages for block in stage.children()]
+    loops = [block for block in blocks if isinstance(block, Repeated)]
+    assert len(blocks) <= 50
+    assert len(loops) == (0 if variant in ("F0", "F1", "F2", "F3", "F3+") else 1)
+    assert len(blocks) + sum(loop.count - 1 for loop in loops) == sum(VARIANTS[variant].depths)
