@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from clusters.tpu import CLOCK_HZ, HBM_BYTES, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S
 from search.aot import Request
 from search.formats import duration, number, percent, scientific
 from search.programs import Program
+from search.tables import figures_table
 from search.terminal import tell
 from trainables.aot.hlo import Program as Hlo
 from trainables.aot.profile import Work, profile, sums
@@ -67,7 +67,7 @@ def render(asked: Request, programs: Sequence[Program], console: Console) -> Non
 def _answers(programs: Sequence[Program]) -> Table:
     """Whether each compiles, and what a step takes of a core: memory, FLOPs, bytes in HBM and in any memory."""
     headings = ("in", "HBM", f"of {HBM_BYTES / _GIB:g} GiB", "FLOPs", "HBM moved", "accessed")
-    table = _table("The compiler's answer, per core and step (estimates)", "compiles", *headings)
+    table = figures_table("The compiler's answer, per core and step (estimates)", ("variant", "compiles"), headings)
     for program in programs:
         costs = program.costs
         if costs is None:
@@ -93,7 +93,7 @@ def _estimates(asked: Request, programs: Sequence[Program]) -> Table:
     if asked.images is not None:
         headings += ["core-hours\nat least", "core-hours\nexpected"]
         title += f"; core-hours of an epoch of {asked.images:,} images"
-    table = _table(title, "binds", *headings)
+    table = figures_table(title, ("variant", "binds"), headings)
     for program in programs:
         if program.costs is None:
             continue
@@ -103,23 +103,6 @@ def _estimates(asked: Request, programs: Sequence[Program]) -> Table:
         if asked.images is not None:
             cells += [number(program.core_hours(asked.images, seconds)) for seconds in times]
         table.add_row(program.variant, program.binds, *cells)
-    return table
-
-
-def _table(title: str, second: str, *headings: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=0,
-    )
-    table.add_column("variant", no_wrap=True)
-    table.add_column(second, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

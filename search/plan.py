@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +17,7 @@ from search.memory import gigabytes, memory_by_variant, memory_warnings
 from search.rates import Rate
 from search.results import MeasuredRates
 from search.study import Study
+from search.tables import figures_table
 from search.terminal import tell
 from search.tpu_plan import estimate, published_notes, published_table, rates_notes, rates_table
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND
@@ -193,19 +193,9 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
     seconds = plan.budget_seconds(budget)
     spent = "" if seconds is None else f", ~{duration(seconds)}"
     trials = "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
-    table = Table(
-        title=escape(f"Budget {budget.label}: {trials}{spent}"),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=0,
-    )
-    table.add_column("variant", no_wrap=True)
     first, last = (("parameters",), ()) if not plan.rates else ((), ("\nat least",))
-    for heading in (*first, "epochs", "steps", "warm-up", "FLOPs", "share", "core-\nhours", *last, "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = (*first, "epochs", "steps", "warm-up", "FLOPs", "share", "core-\nhours", *last, "time")
+    table = figures_table(escape(f"Budget {budget.label}: {trials}{spent}"), ("variant",), headings)
     for cell in budget.cells:
         expected = plan.trial_seconds(cell)
         table.add_row(

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from rich import box
 from rich.table import Table
 
 from clusters.tpu import CORES_PER_HOST, PEAK_FLOPS_PER_S
@@ -16,6 +15,7 @@ from search.programs import images_per_core
 from search.rates import TPU_V4, Rate, published_rate
 from search.sections import Published
 from search.study import Study
+from search.tables import figures_table
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND
 
 _KNOWN: Final = KNOWN_FLOPS_PER_CORE_SECOND[TPU_V4]
@@ -30,7 +30,7 @@ def rates_table(rates: Mapping[str, Rate], train_examples: int) -> Table:
     """Each variant's rate: images per second of a core, its share of the peak, core-hours of an epoch."""
     speed = ("parameters", "images/s\nexpected", "images/s\nat most", "of\npeak")
     headings = (*speed, "core-hours\nan epoch", "\nat least")
-    table = _table(f"Speed of a {TPU_V4} core (~ is an estimate)", ("variant", "figures"), headings)
+    table = figures_table(f"Speed of a {TPU_V4} core (~ is an estimate)", ("variant", "figures"), headings)
     for rate in rates.values():
         flops, known = rate.flops_per_image * train_examples, not rate.estimated
         table.add_row(
@@ -80,7 +80,7 @@ def published_table(study: Study, rates: Mapping[str, Rate], train_examples: int
     the peak.
     """
     headings = ("epochs", "published", "their share\nof peak", "ours\nexpected", "ours\nat least", "by the\nknown rate")
-    table = _table(f"{TPU_V4} core-hours, published and ours", ("variant",), headings)
+    table = figures_table(f"{TPU_V4} core-hours, published and ours", ("variant",), headings)
     for each in study.published:
         rate = published_rate(study, each.variant, classes, rates)
         flops = _flops(each, rate, train_examples)
@@ -149,20 +149,3 @@ def _names(rates: Sequence[Rate]) -> str:
 def _joined(parts: Sequence[str]) -> str:
     parts = list(dict.fromkeys(parts))
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _table(title: str, names: Sequence[str], headings: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=0,
-    )
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table

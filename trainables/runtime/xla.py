@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clusters.tpu import CORES_PER_CHIP, PEAK_FLOPS_PER_S
 from trainables.config import TrialRefused
 from trainables.runtime import DeviceBatch, P, Precision, R
 from trainables.runtime.prepared import FEWEST_IN_A_LOOP, prepared
@@ -31,7 +32,6 @@ from trainables.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
 
-V4_CORE_FLOPS_PER_S: Final = 137.5e12  # bfloat16; a chip of two cores does 275 TFLOP/s (arXiv 2304.01433, table 4)
 # torch_xla passes XLA's messages on, not always with their code. The compiler's, the TPU's, the CPU's.
 _OUT_OF_MEMORY: Final = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Error allocating device buffer", "Out of memory")
 _KIND: Final = 0x584C41  # "XLA": marks random state, which no other kind of device can take
@@ -122,7 +122,7 @@ class XlaRuntime:
     def peak_flops_per_s(self, precision: Precision) -> float | None:
         if "v4" not in self.device_name or precision != "bfloat16":
             return None
-        return V4_CORE_FLOPS_PER_S * self.cores
+        return PEAK_FLOPS_PER_S * self.cores
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         if precision == "float32":
@@ -302,13 +302,13 @@ def _tpu_version() -> int:
 
 def _cores(attributes: Sequence[dict[str, Any]]) -> int:
     """TPU cores of all devices: two to each v4 chip, whether they are one device (megacore) or two."""
-    return 2 * len({tuple(device["coords"]) for device in attributes})
+    return CORES_PER_CHIP * len({tuple(device["coords"]) for device in attributes})
 
 
 def _environment() -> dict[str, str]:
     """What a compiled program depends on besides its graph: versions, hardware, and the compiler's settings."""
     facts = {name: os.environ.get(name, "") for name in _KEYS_OF_ENVIRONMENT}
-    facts |= {name: value for name, value in os.environ.items() if name.startswith("TPU_")}
+    facts |= {name: value for name, value in os.environ.items() if name.startswith("TPU_") and "HOSTNAME" not in name}
     for library in ("torch", "torch_xla", "libtpu"):
         try:
             facts[library] = importlib.metadata.version(library)
