@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainables.data import DataError
 from trainables.lockstep import HostBatch, in_step
 from trainables.runtime import Precision, Runtime
-from trainables.step import evaluation_step
+from trainables.step import evaluation_step, to_device
 from trainables.unreadable import unreadable
 
 
@@ -49,7 +49,7 @@ def evaluate(
         if stopped:
             break
         skipped += unreadable(batch)
-        sums.append(step(runtime.to_device(batch)))
+        sums.append(step(to_device(batch, runtime)))
         if len(sums) == runtime.losses_every:  # so that the host does not run ahead of the device without bound
             totals += runtime.gather_sums(sums).sum(0)
             sums.clear()

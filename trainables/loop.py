@@ -28,13 +28,12 @@ from trainables.meter import Meter
 from trainables.overlap import InputOverlap
 from trainables.runtime import Runtime
 from trainables.schedule import learning_rate_at
-from trainables.step import training_step
+from trainables.step import TrainingStep
 from trainables.trial import (
     Trial,
     TrialResult,
     check,
     flops_per_image,
-    micro_batch_of_program,
     newest_state,
     out_of_memory,
 )
@@ -156,18 +155,15 @@ def _train(
 
     # ---- Training loop ----------------------------------------------------------------------------------------------
     trial.model.train()
-    parallel = runtime.parallel(trial.model)
-    step = runtime.compile(
-        training_step(
-            parallel,
-            trial.optimiser,
-            trial.average,
-            config.optimiser.label_smoothing,
-            autocast=lambda: runtime.autocast(config.precision),
-            micro_batch_size=micro_batch_of_program(config, runtime),
-            devices=runtime.devices,
-            unsynchronised=lambda: runtime.unsynchronised(parallel),
-        )
+    step = TrainingStep(
+        runtime.parallel(trial.model),
+        trial.optimiser,
+        trial.average,
+        config.optimiser.label_smoothing,
+        runtime,
+        config.precision,
+        batch_size=config.batch_size // workers.world,
+        micro_batch_size=config.micro_batch_size,
     )
     batches = train_batches(
         splits.train,
@@ -210,8 +206,7 @@ def _train(
             )
             share = trial.average.weight_at(trial.step) if trial.average is not None else 0.0
             with compilation_apart():
-                batch, rate = runtime.to_device(host_batch), runtime.scalar(learning_rate)
-                trial.losses.add(step(batch, rate, runtime.scalar(share)))
+                trial.losses.add(step(host_batch, learning_rate, share))
             overlap.step_given()
             meter.count_step(trial.step, config.batch_size)
             trial.step += 1

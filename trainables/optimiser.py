@@ -179,10 +179,19 @@ class Optimiser:
             )
         ]
         self._decayed = [i for i in indices if rules[self.names[i]].weight_decay]
+        self._keeps_gradients = False
+
+    def keep_gradients(self) -> list[Tensor]:
+        """Give every parameter a gradient, of zeros, that every step sets to zero again; returns them."""
+        self._keeps_gradients = True
+        gradients = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.parameters]
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        return gradients
 
     @torch.no_grad()
     def step(self, learning_rate: Tensor) -> None:
-        """One update with a 0-dim `learning_rate` on the parameters' device; takes the gradients away."""
+        """One update with a 0-dim `learning_rate` on the parameters' device; uses the gradients up."""
         config, parameters = self.config, self.parameters
         gradients = [p.grad for p in parameters]
         missing = [name for name, g in zip(self.names, gradients, strict=True) if g is None]
@@ -196,6 +205,9 @@ class Optimiser:
             decayed = [parameters[i] for i in self._decayed]
             torch._foreach_add_([present[i] for i in self._decayed], decayed, alpha=config.weight_decay)
         sgd_(parameters, present, self.momenta, learning_rate, config.momentum)
+        if self._keeps_gradients:
+            torch._foreach_zero_(present)
+            return
         for p in parameters:
             p.grad = None
 
@@ -218,7 +230,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self._averages: list[Tensor] = list(self.model.parameters())
+        self.averages: list[Tensor] = list(self.model.parameters())
         self._weights: list[Tensor] = list(model.parameters())
 
     def weight_at(self, step: int) -> float:
@@ -233,6 +245,6 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, weight: Tensor) -> None:
         """Move the average towards the model by the share `weight` (0-dim, on the model's device)."""
-        difference = torch._foreach_sub(self._weights, self._averages)
+        difference = torch._foreach_sub(self._weights, self.averages)
         torch._foreach_mul_(difference, weight)
-        torch._foreach_add_(self._averages, difference)
+        torch._foreach_add_(self.averages, difference)

@@ -1,16 +1,18 @@
-"""The training step and the evaluation step, as functions of tensors that any runtime can make a program of."""
+"""The training step and the evaluation step: functions of tensors that any runtime can make programs of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables.lockstep import HostBatch
 from trainables.optimiser import Optimiser, WeightAverage
+from trainables.runtime import Precision, Runtime
 
 Batch = dict[str, Tensor]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -40,57 +42,127 @@ def training_step(
     label_smoothing: float,
     *,
     autocast: Context,
-    micro_batch_size: int | None = None,
-    devices: int = 1,
-    unsynchronised: Context = nullcontext,
-) -> Callable[[Batch, Tensor, Tensor], Tensor]:
-    """A step `(batch, learning rate, share of the new weights in the average) -> loss of this worker's part`.
+) -> Callable[..., Tensor]:
+    """A step `(batch, learning rate, share) -> loss of this worker's part`.
 
-    A batch larger than `micro_batch_size` is taken in parts, so that only one part's activations are held at a time;
-    NFNets have no statistics over the batch, so the gradient is the same. All parts but the last are passed back under
-    `unsynchronised`, for workers need to meet only once. Of a batch that is split over `devices`, in order, every part
-    has an even share of each device's.
+    `share`: that of the new weights in the average; not an argument where there is no average.
     """
 
-    def backward(batch: Batch, share_of_batch: float) -> Tensor:
-        with autocast():
-            logits = model(as_input(batch["image"]))
-        loss = training_loss(logits, batch, label_smoothing)
-        if share_of_batch != 1:
-            loss = loss * share_of_batch
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    def step(batch: Batch, learning_rate: Tensor, share: Tensor) -> Tensor:
-        *parts, last = in_parts(batch, micro_batch_size, devices)
-        size = len(batch["label"])
-        losses = []
-        for part in parts:
-            with unsynchronised():
-                losses.append(backward(part, len(part["label"]) / size))
-        losses.append(backward(last, len(last["label"]) / size))
-        optimiser.step(learning_rate)
-        if average is not None:
-            average.update(share)
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    def step(batch: Batch, learning_rate: Tensor, *share: Tensor) -> Tensor:
+        loss = _backward(model, batch, label_smoothing, autocast)
+        _update(optimiser, average, learning_rate, share)
+        return loss
 
     return step
 
 
-def in_parts(batch: Batch, size: int | None, devices: int = 1) -> list[Batch]:
-    """A batch as parts of `size` examples, the last one of what is left; None: one part.
+def training_step_in_parts(
+    model: nn.Module,
+    optimiser: Optimiser,
+    average: WeightAverage | None,
+    label_smoothing: float,
+    size: int,
+    *,
+    autocast: Context,
+) -> tuple[Callable[[Batch, Tensor], Tensor], Callable[..., Tensor]]:
+    """A step on a batch of `size` examples of this worker, in parts: what is done with each part but the last,
+    `(part, loss so far) -> loss so far`, and with the last one, `(part, loss so far, learning rate, share) -> loss`.
 
-    Both are split over `devices`: part 0 is the beginning of each device's share, so that no example changes devices.
+    Only one part's activations are held at a time; NFNets have no statistics over the batch, so the gradient is the
+    same. The optimiser must keep its gradients (`Optimiser.keep_gradients`).
     """
-    examples = len(batch["label"])
-    if size is None or size >= examples:
-        return [batch]
-    if devices == 1:
-        return [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, examples, size)]
-    shares = {name: values.view(devices, -1, *values.shape[1:]) for name, values in batch.items()}
-    own, step = examples // devices, size // devices
+
+    def accumulate(part: Batch, so_far: Tensor) -> Tensor:
+        return so_far + _backward(model, part, label_smoothing, autocast, len(part["label"]) / size)
+
+    def finish(part: Batch, so_far: Tensor, learning_rate: Tensor, *share: Tensor) -> Tensor:
+        loss = accumulate(part, so_far)
+        _update(optimiser, average, learning_rate, share)
+        return loss
+
+    return accumulate, finish
+
+
+def _backward(
+    model: nn.Module, batch: Batch, label_smoothing: float, autocast: Context, share_of_batch: float = 1.0
+) -> Tensor:
+    with autocast():
+        logits = model(as_input(batch["image"]))
+    loss = training_loss(logits, batch, label_smoothing)
+    if share_of_batch != 1:
+        loss = loss * share_of_batch
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def _update(
+    optimiser: Optimiser, average: WeightAverage | None, learning_rate: Tensor, share: tuple[Tensor, ...]
+) -> None:
+    optimiser.step(learning_rate)
+    if average is not None:
+        average.update(*share)
+
+
+class TrainingStep:
+    """A step on a host batch, as programs of a runtime: one; or two, where a batch is taken in parts.
+
+    `model` is what `runtime.parallel` gave. A batch larger than `micro_batch_size`, which is a worker's, is taken in
+    parts of that many examples, the last one of what is left; the workers meet in the last one only. Make it before
+    `runtime.synchronise`, so that every buffer is there when the first step is taken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimiser: Optimiser,
+        average: WeightAverage | None,
+        label_smoothing: float,
+        runtime: Runtime,
+        precision: Precision,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self._model, self._runtime = model, runtime
+        self._averages, self._size = average is not None, micro_batch_size
+        moving = (model, optimiser, average, label_smoothing)
+        state = [*optimiser.parameters, *optimiser.momenta, *(average.averages if average is not None else ())]
+
+        def autocast() -> AbstractContextManager[Any]:
+            return runtime.autocast(precision)
+
+        if micro_batch_size is None or micro_batch_size >= batch_size:
+            self._step = runtime.compile(training_step(*moving, autocast=autocast), state)
+            self._size = None
+            return
+        gradients = optimiser.keep_gradients()
+        accumulate, finish = training_step_in_parts(*moving, batch_size, autocast=autocast)
+        self._accumulate = runtime.compile(accumulate, [*optimiser.parameters, *gradients])
+        self._step = runtime.compile(finish, [*state, *gradients])
+
+    def __call__(self, batch: HostBatch, learning_rate: float, share: float) -> Tensor:
+        """Take a step. `share`: of the new weights in the average. Returns the loss of this worker's part."""
+        runtime = self._runtime
+        rates = [runtime.scalar(learning_rate), *([runtime.scalar(share)] if self._averages else [])]
+        if self._size is None:
+            return self._step(to_device(batch, runtime), *rates)
+        *parts, last = in_parts(batch, self._size)
+        loss = runtime.scalar(0.0)
+        for part in parts:
+            with runtime.unsynchronised(self._model):
+                loss = self._accumulate(to_device(part, runtime), loss)
+        return self._step(to_device(last, runtime), loss, *rates)
+
+
+def to_device(batch: HostBatch, runtime: Runtime) -> Batch:
+    """What steps need of a host batch, on the device."""
+    return runtime.to_device({name: batch[name] for name in ("image", "label", "weight")})
+
+
+def in_parts(batch: HostBatch, size: int) -> list[HostBatch]:
+    """A batch as parts of `size` examples, the last one of what is left."""
     return [
-        {name: values[:, at : at + step].flatten(0, 1) for name, values in shares.items()} for at in range(0, own, step)
+        {name: values[at : at + size] for name, values in batch.items()} for at in range(0, len(batch["label"]), size)
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,23 +183,17 @@ def check(config: TrialConfig, runtime: Runtime) -> None:
         raise TrialRefused(
             f"{config.trial_id}: micro_batch_size {config.micro_batch_size} is too small: give 1 or more"
         )
-    if (micro := micro_batch_of_program(config, runtime)) is not None and micro % runtime.devices:
+    devices_here = shares // runtime.workers.world
+    if config.micro_batch_size is not None and config.micro_batch_size % devices_here:
         raise TrialRefused(
             f"{config.trial_id}: micro_batch_size {config.micro_batch_size} cannot be split over the devices of a "
-            f"worker: give a multiple of {runtime.devices // math.gcd(runtime.devices, runtime.workers.world)}"
+            f"worker: give a multiple of {devices_here}"
         )
     if config.model.image_size != config.data.image_size:
         raise TrialRefused(
             f"{config.trial_id}: the model takes images of {config.model.image_size} pixels and the data gives "
             f"{config.data.image_size}: give both the same image_size"
         )
-
-
-def micro_batch_of_program(config: TrialConfig, runtime: Runtime) -> int | None:
-    """Examples that one program passes through the model at once: those of all the workers that it spans."""
-    if config.micro_batch_size is None:
-        return None
-    return config.micro_batch_size * runtime.workers.world // runtime.programs
 
 
 def out_of_memory(config: TrialConfig, error: torch.OutOfMemoryError) -> TrialRefused:

@@ -249,7 +249,7 @@ def test_the_host_goes_on_while_the_devices_work(runtime: XlaRuntime) -> None:
     launched = runtime.compile(work)
     launched(rows)
     runtime.synchronise()
-    before = runtime._metrics.counter_value("ExecuteReplicated")
+    before = runtime._programs_begun()
     marks, means = [runtime.mark()], []
     for _ in range(3):
         rows, mean = launched(rows)  # one after the other, as steps are
@@ -272,12 +272,17 @@ def test_want_of_memory_is_what_it_is_on_other_devices(runtime: XlaRuntime) -> N
 def test_want_of_memory_while_compiling_is_the_same(runtime: XlaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     """The TPU's compiler says so before anything runs, and torch_xla makes a ValueError of it."""
 
-    def refuse() -> None:
+    def refuse(*_arguments: object) -> None:
         raise ValueError("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.1G of 15.2G.")
 
-    monkeypatch.setattr(runtime._library, "sync", refuse)
-    with pytest.raises(torch.OutOfMemoryError, match=r"Used 17\.1G of 15\.2G"):
-        runtime.compile(lambda: None)()
+    weight = runtime.scalar(3.0)
+    double = runtime.compile(lambda: weight.mul_(2.0) + 1, [weight])
+    with monkeypatch.context() as patches:
+        patches.setattr(runtime._library._XLAC, "_xla_warm_up_cache", refuse)
+        with pytest.raises(torch.OutOfMemoryError, match=r"Used 17\.1G of 15\.2G"):
+            double()
+    assert runtime.gather_sums([weight]).tolist() == [3.0]  # as if it had not been
+    assert runtime.gather_sums([double(), double(), weight]).tolist() == [7.0, 13.0, 12.0]
 
 
 def test_a_trial_in_bfloat16_learns_as_one_in_float32_does(runtime: XlaRuntime, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def export_step(
         config.optimiser.label_smoothing,
         autocast=lambda: torch.autocast("xla", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"),
     )
-    loss = step(batch, rate, share)
+    loss = step(batch, rate, share) if average is not None else step(batch, rate)
     outputs = [loss, *(tensor.data for _, tensor in named)]
     # A tensor that the step replaced no longer knows its parameter, so the data are asked for by their own ids.
     ids, data = compiler._get_tensors_xla_device_data_node(outputs)

@@ -90,13 +90,21 @@ class Runtime(Protocol):
         """What a training step calls: the placed model, whose backward pass averages gradients over the workers."""
 
     def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Backward passes of a `parallel` model within add to its gradients; workers need not meet for that."""
+        """Backward passes of a `parallel` model within add to its gradients; workers need not meet for that.
+
+        A program that spans all workers has its gradients summed all the same.
+        """
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Arithmetic at `precision` within; a new context each call."""
 
-    def compile(self, step: Callable[P, R]) -> Callable[P, R]:
-        """`step` as one program of the device, for one set of shapes. Its outputs may not be there yet."""
+    def compile(self, step: Callable[P, R], state: Sequence[Tensor] = ()) -> Callable[P, R]:
+        """`step`, a function of tensors, as one program of the device for each set of shapes.
+
+        `state`: tensors that change from call to call, by `step` or by others; no other tensor may it change. Whatever
+        else it depends on besides its arguments and random numbers must stay what it is while this is used. Its outputs
+        must be computed, not passed on, and may not be there yet when it returns.
+        """
 
     def scalar(self, value: float) -> Tensor:
         """A 0-dim float32 tensor on the device, as data: another value is not another program."""

@@ -135,7 +135,7 @@ class TorchRuntime:
     def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
-    def compile(self, step: Callable[P, R]) -> Callable[P, R]:
+    def compile(self, step: Callable[P, R], state: Sequence[Tensor] = ()) -> Callable[P, R]:
         return step
 
     # ---- values

@@ -28,6 +28,7 @@ from trainables.config import TrialRefused
 from trainables.runtime import DeviceBatch, P, Precision, R
 from trainables.runtime.prepared import FEWEST_IN_A_LOOP, prepared
 from trainables.runtime.program_cache import cache_root, key_of, open_cache
+from trainables.runtime.replay import Replayed
 from trainables.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class XlaRuntime:
 
     `device`: "tpu", or "xla-cpu" with `cores` virtual devices. `keep_programs`: whether compiled programs are kept for
     other processes on this host (`program_cache`). XLA's CPU device writes them and cannot load them again (its client
-    does not implement it in torch_xla 2.9), so there it is of use to tests alone.
+    does not implement it in torch_xla 2.9), so there it is of use to tests alone. `fewest_in_a_loop`: blocks alike that
+    are compiled as one (`prepared`).
     """
 
     losses_every = 16
@@ -52,7 +54,12 @@ class XlaRuntime:
     shares_of = "devices"
 
     def __init__(
-        self, device: Literal["tpu", "xla-cpu"], *, cores: int | None = None, keep_programs: bool | None = None
+        self,
+        device: Literal["tpu", "xla-cpu"],
+        *,
+        cores: int | None = None,
+        keep_programs: bool | None = None,
+        fewest_in_a_loop: int | None = None,
     ) -> None:
         log.setLevel(logging.INFO)  # what was compiled, and what was at hand, is worth a line wherever warnings go
         os.environ["PJRT_DEVICE"] = "TPU" if device == "tpu" else "CPU"
@@ -85,9 +92,10 @@ class XlaRuntime:
         self.devices = count
         self.mesh = spmd.Mesh(np.arange(count), (count,), ("data",))
         # The CPU's compiler takes long for each block, and its steps are of no concern.
-        self._fewest_in_a_loop = FEWEST_IN_A_LOOP if device == "tpu" else 2
+        self._fewest_in_a_loop = fewest_in_a_loop or (FEWEST_IN_A_LOOP if device == "tpu" else 2)
         self._seed, self._steps = 0, 0
-        self._given = 0  # programs that were given to the device
+        self._given = 0  # programs that were given to the device; of those that are replayed:
+        self._replays = 0
         if self._cache is not None:
             log.info("compiled programs at hand: %d, in %s", self._cache.loaded, self._cache.store)
 
@@ -175,36 +183,31 @@ class XlaRuntime:
     def parallel(self, model: nn.Module) -> nn.Module:
         return model
 
-    @contextmanager
-    def unsynchronised(self, model: nn.Module) -> Iterator[None]:
-        """A part of a batch is a program of its own, the same for all parts but the last.
+    def unsynchronised(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """What one program leaves is the same on all devices, so each part's gradients are summed over them."""
+        return nullcontext()
 
-        Its gradients are summed over the devices in each part, for what one program leaves is replicated.
-        """
-        if any(p.grad is None for p in model.parameters()):
-            for p in model.parameters():
-                p.grad = torch.zeros_like(p)
-            self._launch()
-        yield
-        self._launch()
+    def compile(self, step: Callable[P, R], state: Sequence[Tensor] = ()) -> Callable[P, R]:
+        replayed = Replayed(step, state)
 
-    def compile(self, step: Callable[P, R]) -> Callable[P, R]:
         @wraps(step)
         def launched(*args: P.args, **kwargs: P.kwargs) -> R:
             # A seed of its own for each step, whatever else ran in between, so that a resumed run draws the same masks.
             self._xm.set_rng_state((self._seed * 1_000_003 + self._steps) % 2**62)
             self._steps += 1
-            outputs = step(*args, **kwargs)
-            self._launch()
+            with self._launching():
+                outputs = replayed(*args, **kwargs)
+            self._replays += 1
             return outputs
 
         return launched
 
-    def _launch(self) -> None:
-        """Give the device all that was traced, compiling it if it is new."""
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """What within gives the device a program, which is compiled if it is new."""
         compiled, compiled_s, hits = self.compilations, self.compile_s, self.cache_hits
         with _want_of_memory():
-            self._library.sync()
+            yield
         self._given += 1
         if self.compilations > compiled:
             log.info(
@@ -270,15 +273,20 @@ class XlaRuntime:
         To wait for the device in a thread would keep the next step from being given to it.
         """
         end = time.monotonic() + _METRIC_IS_LATE_S
-        while self._count("ExecuteReplicatedTime") < int(self._metrics.counter_value("ExecuteReplicated") or 0):
+        while self._count("ExecuteReplicatedTime") < self._programs_begun():
             if time.monotonic() > end:
                 return []
             time.sleep(0.001)
         data = self._metrics.metric_data("ExecuteReplicatedTime")
         return [float(stamp) for stamp, _ in data[2]] if data else []
 
+    def _programs_begun(self) -> int:
+        """Those of torch_xla's own counter, which leaves replayed ones out."""
+        return int(self._metrics.counter_value("ExecuteReplicated") or 0) + self._replays
+
     def synchronise(self) -> None:
-        self._launch()  # of what was made by the way; no mark is set between that and steps
+        with self._launching():  # of what was made by the way; no mark is set between that and steps
+            self._library.sync()
         self._given -= 1
         self._xm.wait_device_ops()
 
