@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clusters.tpu import CORES_PER_HOST
 from search.budgets import Budget, Cell, open_budgets
 from search.devices import check_batches, device_here, metered_cores
 from search.formats import duration, number, percent, scientific
@@ -37,7 +38,7 @@ class Plan:
         flops_per_core_second: by variant; empty where nothing is known.
         measured: whether those were measured by an earlier search, or are the study's estimate.
         goodput: share of training steps in a trial's time, measured; None if it is not known.
-        memory: bytes that training takes of each worker at least, by variant.
+        memory: bytes that training takes of each worker, by variant: as compiled where `rates` has that, else at least.
         rates: of a plan for TPUs, by variant: where `flops_per_core_second` is from, and what it may be at most.
     """
 
@@ -132,7 +133,7 @@ def plan(
     else:
         given = study.compute.flops_per_core_second
         expected = {} if given is None else dict.fromkeys(study.model.variants, given)
-    memory = memory_by_variant(study, classes, device)
+    memory = memory_by_variant(study, classes, device) | _memory_compiled(rates or {})
     warnings += memory_warnings(study, memory, device)
     return Plan(
         study=study,
@@ -182,11 +183,27 @@ def render_plan(plan: Plan, console: Console) -> None:
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     console.print(f"Learning rates: {rates} (sampler {study.search.sampler})")
     one_line = not console.is_terminal
-    memory = ", ".join(f"{variant} {gigabytes(needed)}" for variant, needed in plan.memory.items())
-    console.print(f"Memory of a worker, at least: {memory} (estimated)", soft_wrap=one_line)
+    compiled = _memory_compiled(plan.rates)
+    if compiled:
+        console.print(f"Memory of a worker: {_sizes(compiled)} (as compiled)", soft_wrap=one_line)
+    if others := {variant: needed for variant, needed in plan.memory.items() if variant not in compiled}:
+        console.print(f"Memory of a worker, at least: {_sizes(others)} (estimated)", soft_wrap=one_line)
     console.print(_total_line(plan), soft_wrap=one_line)
     for warning in plan.warnings:
         console.print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=one_line)
+
+
+def _memory_compiled(rates: Mapping[str, Rate]) -> dict[str, int]:
+    """Bytes of a TPU worker's memory, by variant, of the steps that were compiled as the study takes them."""
+    return {
+        variant: rate.memory_of_core * CORES_PER_HOST
+        for variant, rate in rates.items()
+        if rate.memory_of_core is not None
+    }
+
+
+def _sizes(memory: Mapping[str, int]) -> str:
+    return ", ".join(f"{variant} {gigabytes(needed)}" for variant, needed in memory.items())
 
 
 def _budget_table(plan: Plan, budget: Budget) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import harmonic_mean
@@ -9,7 +10,7 @@ from typing import Any, Final, Literal
 
 from clusters.tpu import PEAK_FLOPS_PER_S
 from models.costs import costs
-from search.programs import Program, load_programs
+from search.programs import Program, images_per_core, load_programs
 from search.results import MeasuredRates
 from search.study import Study
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND
@@ -32,6 +33,7 @@ class Rate:
         flops_per_core_second: what is expected.
         at_most: the same by the roofline, of what is compiled; None where that is not known.
         images_per_core: of the step that was compiled.
+        memory_of_core: bytes of HBM that a step takes, where one of just these images and classes was compiled.
     """
 
     variant: str
@@ -41,6 +43,7 @@ class Rate:
     flops_per_core_second: float
     at_most: float | None = None
     images_per_core: float | None = None
+    memory_of_core: int | None = None
 
     @property
     def estimated(self) -> bool:
@@ -96,7 +99,9 @@ def rates_on_tpu(
         else:
             source, rate = "known", KNOWN_FLOPS_PER_CORE_SECOND[TPU_V4]
         size = costs(study.model_size(variant, classes))
-        rates[variant] = Rate(variant, source, size.parameters, float(size.training_flops), rate)
+        memory = compiled[variant].memory_of_core if variant in compiled else None
+        flops = float(size.training_flops)
+        rates[variant] = Rate(variant, source, size.parameters, flops, rate, memory_of_core=memory)
     return rates
 
 
@@ -106,10 +111,13 @@ def compiled_rates(study: Study, programs: Mapping[str, Program], classes: int) 
     for variant, program in programs.items():
         size = costs(study.model_size(variant, classes))
         # What was compiled may have another number of classes; FLOPs per second are of that very program.
-        flops = costs(study.model_size(variant, program.settings["model"]["classes"])).training_flops
+        of_classes = program.settings["model"]["classes"]
+        flops = costs(study.model_size(variant, of_classes)).training_flops
         expected, most = (program.images_per_s(seconds) for seconds in (program.expected_s, program.roofline_s))
         if expected is None or most is None:
             continue
+        per_core = program.images / program.cores
+        of_study = of_classes == classes and math.isclose(per_core, images_per_core(study))
         rates[variant] = Rate(
             variant,
             "compiled",
@@ -117,7 +125,8 @@ def compiled_rates(study: Study, programs: Mapping[str, Program], classes: int) 
             float(size.training_flops),
             flops * expected,
             flops * most,
-            program.images / program.cores,
+            per_core,
+            program.costs.memory["total"] if program.costs is not None and of_study else None,
         )
     return rates
 

@@ -31,7 +31,7 @@ class AsynchronousRuntime(TorchRuntime):
         self.clock, self.step_s = clock, step_s
         self.free_at = 0.0
 
-    def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, step: Callable[..., Any], state: Sequence[Tensor] = ()) -> Callable[..., Any]:
         def given(*arguments: Any) -> Any:
             self.free_at = max(self.free_at, self.clock.now) + self.step_s
             return step(*arguments)
