@@ -45,6 +45,7 @@ test: lint tpu-compiler
 bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.host
 
 clean:
 	rm -rf $(VENV) $(TPU_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,43 @@ def test_nothing_compiles_after_the_first_steps(runtime: XlaRuntime, first: Firs
     assert result.meter["seconds_compilation"] == 0
 
 
+def test_parts_of_a_batch_are_two_programs_however_many_they_are(runtime: XlaRuntime, tmp_path: Path) -> None:
+    before = runtime.compilations
+    config = tiny_trial(tmp_path / "four", micro_batch_size=4, steps=2, **NO_DROPS)
+    assert config.batch_size == 4 * 4
+    train(config, runtime, Events())
+    compiled = runtime.compilations - before
+    assert compiled <= 4  # what makes the buffers; all parts but the last; the last, with the update; evaluation
+    train(tiny_trial(tmp_path / "again", micro_batch_size=4, steps=3, seed=9, **NO_DROPS), runtime, Events())
+    assert runtime.compilations == before + compiled
+
+
+def test_a_program_that_is_replayed_sees_what_others_changed(runtime: XlaRuntime) -> None:
+    """And writes over what it changes itself, only that, and draws other numbers each time."""
+    read, written = (runtime.from_host({"": torch.full((4,), value)})[""] for value in (2.0, 1.0))
+    same = written
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        written.add_(read * x)
+        return torch.rand(4, device=runtime.device)
+
+    step = runtime.compile(add, [read, written])
+    runtime.seed(3)
+    draws = [step(runtime.scalar(10.0))]
+    compiled = runtime.compilations
+    read.copy_(runtime.from_host({"": torch.full((4,), 3.0)})[""])
+    runtime.synchronise()
+    draws += [step(runtime.scalar(100.0)), step(runtime.scalar(0.0))]
+    values = runtime.to_host({"read": read, "written": written, "first": draws[0], "second": draws[1]})
+    assert values["read"].tolist() == [3.0] * 4
+    assert values["written"].tolist() == [1.0 + 20.0 + 300.0] * 4
+    assert same is written
+    assert not torch.equal(values["first"], values["second"])
+    runtime.seed(3)
+    assert torch.equal(step(runtime.scalar(0.0)).cpu(), values["first"])
+    assert runtime.compilations == compiled + 1  # the copy
+
+
 def test_a_batch_is_split_over_the_devices(runtime: XlaRuntime) -> None:
     from torch_xla.distributed import spmd
 
@@ -260,6 +298,11 @@ def test_the_host_goes_on_while_the_devices_work(runtime: XlaRuntime) -> None:
     assert runtime.gather_sums(means).tolist() == pytest.approx([1.0] * 3)
     took = [runtime.elapsed_s(start, end) for start, end in itertools.pairwise(marks)]
     assert min(took) > 0.01
+    before = runtime._programs_begun()
+    for _ in range(11):
+        rows, mean = launched(rows)
+    time.sleep(0.05)  # the count is a little late; a program takes much longer
+    assert runtime._count("ExecuteReplicatedTime") >= before + 3  # it does not run ahead without bound
 
 
 def test_want_of_memory_is_what_it_is_on_other_devices(runtime: XlaRuntime) -> None:

@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -22,6 +23,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from clusters.tpu import CORES_PER_CHIP, PEAK_FLOPS_PER_S
 from trainables.config import TrialRefused
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 _OUT_OF_MEMORY: Final = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Error allocating device buffer", "Out of memory")
 _KIND: Final = 0x584C41  # "XLA": marks random state, which no other kind of device can take
 _METRIC_IS_LATE_S: Final = 0.05  # at most: it is written just after a program's values are there
+_MOST_AHEAD: Final = 8  # programs that wait for the device: each holds its part of a batch in the device's memory
 _KEYS_OF_ENVIRONMENT: Final = ("PJRT_DEVICE", "CPU_NUM_DEVICES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -96,6 +99,7 @@ class XlaRuntime:
         self._seed, self._steps = 0, 0
         self._given = 0  # programs that were given to the device; of those that are replayed:
         self._replays = 0
+        self._unfinished: deque[Tensor] = deque()  # an output of each of the newest
         if self._cache is not None:
             log.info("compiled programs at hand: %d, in %s", self._cache.loaded, self._cache.store)
 
@@ -198,6 +202,9 @@ class XlaRuntime:
             with self._launching():
                 outputs = replayed(*args, **kwargs)
             self._replays += 1
+            self._unfinished.append(min(tree_leaves(outputs), key=torch.numel))
+            if len(self._unfinished) > _MOST_AHEAD:
+                self.gather_sums([self._unfinished.popleft()])  # there once the program is done
             return outputs
 
         return launched
@@ -288,6 +295,7 @@ class XlaRuntime:
         with self._launching():  # of what was made by the way; no mark is set between that and steps
             self._library.sync()
         self._given -= 1
+        self._unfinished.clear()
         self._xm.wait_device_ops()
 
 
