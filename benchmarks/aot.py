@@ -61,7 +61,7 @@ def in_loops(model: nn.Module) -> nn.Module:
     """The same with loops from eight blocks on."""
     from trainables.runtime.prepared import prepared
 
-    return prepared(model, fewest=8)
+    return prepared(model, loop_from=8)
 
 
 FORMS: Final[Mapping[str, Callable[[nn.Module], nn.Module]]] = MappingProxyType(

@@ -2,8 +2,8 @@
 
 Both give the device the same program of the same NFNet, in the form in which a TPU trains it. It is narrow, for a
 host's work does not depend on the width; only the time until the device has been given the step is measured. The
-device has finished the step before, and what a step replaced is dropped later, for the CPU as a device waits for its
-work then. No TPU is needed.
+device has finished the step before, and what a step replaced is dropped later (as the runtime does by itself), for the
+CPU as a device waits for its work then. No TPU is needed.
 
     python -m benchmarks.host [--quick] [--report FILE]
 """
@@ -22,10 +22,9 @@ from torch import Tensor
 
 from benchmarks.report import Report, arguments
 from models.families import ModelSize, build_model
-from trainables.config import OptimiserConfig
+from trainables.config import LOOP_FROM, OptimiserConfig
 from trainables.lockstep import HostBatch
 from trainables.optimiser import Optimiser
-from trainables.runtime.prepared import FEWEST_IN_A_LOOP
 from trainables.runtime.xla import XlaRuntime
 from trainables.step import to_device, training_step
 
@@ -81,7 +80,7 @@ def main() -> None:
         "XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     )
     report = Report("What a training step costs the host of XLA devices")
-    runtime = XlaRuntime("xla-cpu", cores=1, fewest_in_a_loop=FEWEST_IN_A_LOOP)
+    runtime = XlaRuntime("xla-cpu", cores=1, loop_from=LOOP_FROM)
     table = Table(title=f"Milliseconds of the host until the device has a step: medians of {STEPS}")
     for column in ("model", "convscale", "traced at every step", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")

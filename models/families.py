@@ -80,14 +80,23 @@ class Checker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family: its variants, smallest first, and how one of them is checked and built."""
+    """A family: its variants, smallest first, and how one of them is checked and built.
 
-    variants: tuple[str, ...]
+    `depths`: the residual blocks of each stage, by variant.
+    """
+
+    depths: Mapping[str, tuple[int, ...]]
     check: Checker
     build: Builder
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.depths)
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({"nfnet": Family(tuple(NFNET_VARIANTS), check_nfnet, build_nfnet)})
+
+_NFNET_DEPTHS = MappingProxyType({name: variant.depths for name, variant in NFNET_VARIANTS.items()})
+FAMILIES: Mapping[str, Family] = MappingProxyType({"nfnet": Family(_NFNET_DEPTHS, check_nfnet, build_nfnet)})
 """Every family by name."""
 
 
@@ -131,3 +140,9 @@ def build_model(
 
 def _family(name: str) -> Family:
     return FAMILIES[known_name("family", name, FAMILIES)]
+
+
+def turns_of_loops(size: ModelSize, fewest: int | None) -> list[int]:
+    """How many blocks each loop stands for that `models.repeated.repeat_blocks` makes of a model's stages."""
+    depths = FAMILIES[size.family].depths[size.variant]
+    return [depth - 1 for depth in depths if fewest is not None and depth - 1 >= fewest]

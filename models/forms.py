@@ -14,7 +14,7 @@ from models.pointwise import as_kernels, as_matrices, with_matrices
 from models.repeated import Loop, of_repeated_blocks, of_single_blocks, repeat_blocks
 
 
-def compact(model: nn.Module, make_loop: Callable[[], Loop], *, fewest: int = 2) -> nn.Module:
+def compact(model: nn.Module, make_loop: Callable[[], Loop], *, fewest: int | None = 2) -> nn.Module:
     """`model`, changed in place to its second form; for the other arguments see `models.repeated.repeat_blocks`."""
     return repeat_blocks(with_matrices(model), make_loop, fewest=fewest)
 

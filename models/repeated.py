@@ -85,16 +85,18 @@ class Repeated(nn.Module):
         return self.draw(keep) / keep
 
 
-def repeat_blocks(model: nn.Module, make_loop: Callable[[], Loop] = lambda: unrolled, *, fewest: int = 2) -> nn.Module:
+def repeat_blocks(
+    model: nn.Module, make_loop: Callable[[], Loop] = lambda: unrolled, *, fewest: int | None = 2
+) -> nn.Module:
     """Replace, in place, blocks that are alike by a `Repeated`, in each of `model.stages` that has `fewest` or more.
 
     The first block of a stage, which changes the number of channels, stays. The model computes what it did; random
-    draws aside.
+    draws aside. None: nothing is replaced.
     """
     stages: Any = model.stages
     for stage in stages:
         blocks = list(stage.children())
-        if len(blocks) - 1 < fewest:
+        if fewest is None or len(blocks) - 1 < fewest:
             continue
         for name in [name for name, _ in stage.named_children()][1:]:
             del stage._modules[name]

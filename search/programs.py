@@ -17,12 +17,13 @@ from typing import Any, Final, Literal
 import fsspec
 
 from clusters.tpu import CLOCK_HZ, CORES_PER_HOST, HBM_BYTES_PER_S, PEAK_FLOPS_PER_S
+from models.families import turns_of_loops
 from search.study import Study
 from trainables.config import TrialConfig
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDED: Final = ROOT / "clusters" / "v4_programs.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 _SOURCES: Final = ("models", "trainables", "clusters")
 
 
@@ -160,6 +161,7 @@ def settings_of(config: TrialConfig, topology: str, cores: int) -> dict[str, Any
         "model": dataclasses.asdict(config.model),
         "batch_size": config.batch_size,
         "micro_batch_size": config.micro_batch_size,
+        "loops": turns_of_loops(config.model, config.loop_from),
         "precision": config.precision,
         "optimiser": optimiser,
         "topology": topology,
@@ -216,11 +218,11 @@ class Programs:
 def load_programs(study: Study, recorded: Path = RECORDED) -> dict[str, Program]:
     """The program by which each of the study's variants is judged, of those that were compiled before.
 
-    They are of the study's own model, precision and optimiser (for any number of classes). First come those whose
-    images per core are nearest to the study's, because every step reads and writes all weights, however many images
-    share that; then those over more cores, which also exchange gradients; then the newest. A variant that the study's
-    storage has none of takes one that comes with this repository (see `record`), if its images per core are the
-    study's. Variants without one are left out.
+    They are of the study's own model, loops, precision and optimiser (for any number of classes). First come those
+    whose images per core are nearest to the study's, because every step reads and writes all weights, however many
+    images share that; then those over more cores, which also exchange gradients; then the newest. A variant that the
+    study's storage has none of takes one that comes with this repository (see `record`), if its images per core are
+    the study's. Variants without one are left out.
     """
     wanted = images_per_core(study)
     best = _best(study, Programs(study).all(), wanted)
@@ -278,10 +280,11 @@ def _is_of(study: Study, settings: Mapping[str, Any]) -> bool:
         return False
     wanted = dataclasses.asdict(study.model_size(model["variant"], model["classes"]))
     wanted |= {"drop_rate": study.model.drop_rate, "drop_path_rate": study.model.drop_path_rate}
+    loops = turns_of_loops(study.model_size(model["variant"], model["classes"]), study.compute.loop_from)
     optimiser = settings["optimiser"]
     clipped = (optimiser["agc_clip"] is None) == (training.agc_clip is None)
     averaged = optimiser["ema_decay"] == (training.ema_decay is not None)
-    return bool(model == wanted and clipped and averaged)
+    return bool(model == wanted and settings["loops"] == loops and clipped and averaged)
 
 
 def _standing(program: Program, wanted: float) -> tuple[float, int]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from trainables.config import LOOP_FROM
+
 MAX_LEARNING_RATES: Final = 100
 MAX_BATCH_SIZE: Final = 2**20
 
@@ -272,9 +274,7 @@ class Checkpoint(Section):
     """How often a trial's state is saved, and how many states are kept; the end of a trial is always saved."""
 
     every_s: Positive | None = Field(default=60.0, description="Seconds between checkpoints; null: not by time.")
-    every_steps: int | None = Field(
-        default=None, ge=1, le=10**12, description="Steps between checkpoints; null: not by steps."
-    )
+    every_steps: int | None = Field(default=None, ge=1, le=10**12, description="Steps between checkpoints; or null.")
     keep: int = Field(default=2, ge=1, le=1000, description="Checkpoints kept of each trial.")
 
 
@@ -312,9 +312,7 @@ class Training(Section):
         description="Linear warm-up before the cosine decay: {epochs: n}, {steps: n} or {fraction: x}. The paper does "
         "not give it, and NFNet's 5 epochs are more than its shortest trials have: default 5 % of the steps.",
     )
-    label_smoothing: float = Field(
-        default=0.1, ge=0, lt=1, description="NFNet: 0.1. The held-out loss is measured without."
-    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="NFNet: 0.1. The held-out loss has none.")
     ema_decay: float | None = Field(
         default=None,
         gt=0,
@@ -326,9 +324,7 @@ class Training(Section):
         description="Activations; weights stay float32. Paper: bfloat16. Not every CPU has it.",
     )
     seed: Seed = Field(default=0, description="Seed of initial weights, order of examples and augmentation.")
-    eval_batch_size: int = Field(
-        default=256, ge=1, le=MAX_BATCH_SIZE, description="Held-out examples measured at once, over all workers."
-    )
+    eval_batch_size: int = Field(default=256, ge=1, le=MAX_BATCH_SIZE, description="Held-out examples at a time.")
     divergence: Divergence = Field(default_factory=Divergence, description="When a trial counts as diverged.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="How often trials are saved.")
     log_points: int = Field(default=40, ge=1, le=10_000, description="Points of each trial's training curve.")
@@ -342,9 +338,7 @@ class Compute(Section):
         description="auto: a TPU if there is one, else a GPU, else the CPU. xla-cpu: the TPU's path on the CPU, to try "
         "it; each core is a device.",
     )
-    slices: int = Field(
-        default=1, ge=1, le=10_000, description="Trials that run at the same time, each on its own slice."
-    )
+    slices: int = Field(default=1, ge=1, le=10_000, description="Trials that run at the same time, each on a slice.")
     cores_per_slice: int | None = Field(
         default=None,
         ge=1,
@@ -365,6 +359,11 @@ class Compute(Section):
         le=1e21,
         description="Training FLOPs one core (a CPU core, a GPU, one of a TPU chip's two) does in a second. Converts "
         "budgets in core-hours and estimates durations; a finished search prints the measured value.",
+    )
+    loop_from: int | None = Field(
+        default=LOOP_FROM,
+        ge=2,
+        description="TPU: from how many like blocks on a loop is compiled (sooner, but a fifth slower); null: never.",
     )
     recycle_after: int | None = Field(
         default=None,

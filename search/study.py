@@ -119,6 +119,7 @@ class Study(Section):
             warmup_steps=cell.warmup_steps,
             seed=seed,
             micro_batch_size=training.micro_batch_size,
+            loop_from=self.compute.loop_from,
             eval_batch_size=training.eval_batch_size,
             precision=training.precision,
             log_points=training.log_points,

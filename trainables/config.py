@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from models.families import ModelSize
 
@@ -78,12 +78,22 @@ class CheckpointConfig:
     keep: int = 2
 
 
+LOOP_FROM: Final = 24
+"""Blocks of a stage that are alike are compiled one by one below this number, and as one body from it on.
+
+By the TPU's compiler a block in a loop takes about two fifths longer: an F3 in loops is compiled in two thirds of the
+time, and held in nine tenths of the memory, but trains a fifth slower (benchmarks/aot.py). Up to F3 there is no loop;
+beyond, the third stage is one, so that no program has the bodies of more than fifty blocks.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
     """One trial. `steps` is the one unit of duration: epochs are converted once, before this object is made.
 
     `micro_batch_size`: examples that a worker passes through the model at once; a larger share of a batch is taken in
     parts, whose gradients are summed (None: all at once). It changes rounding only, and which masks dropout draws.
+    `loop_from`: on TPUs, from how many blocks on that are alike they are one compiled body (None: never).
     `flops_per_image`: training FLOPs of one image, for the meter (None: counted at the trial's start, which takes
     seconds).
     """
@@ -101,6 +111,7 @@ class TrialConfig:
     eval_batch_size: int = 256
     precision: Literal["float32", "bfloat16"] = "float32"
     log_points: int = 40
+    loop_from: int | None = LOOP_FROM
     flops_per_image: float | None = None
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 

@@ -162,7 +162,7 @@ def _train(
         config.optimiser.label_smoothing,
         runtime,
         config.precision,
-        batch_size=config.batch_size // workers.world,
+        batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
     )
     batches = train_batches(

@@ -65,7 +65,7 @@ def training_step_in_parts(
     *,
     autocast: Context,
 ) -> tuple[Callable[[Batch, Tensor], Tensor], Callable[..., Tensor]]:
-    """A step on a batch of `size` examples of this worker, in parts: what is done with each part but the last,
+    """A step on a program's batch of `size` examples, in parts: what is done with each part but the last,
     `(part, loss so far) -> loss so far`, and with the last one, `(part, loss so far, learning rate, share) -> loss`.
 
     Only one part's activations are held at a time; NFNets have no statistics over the batch, so the gradient is the
@@ -86,6 +86,7 @@ def training_step_in_parts(
 def _backward(
     model: nn.Module, batch: Batch, label_smoothing: float, autocast: Context, share_of_batch: float = 1.0
 ) -> Tensor:
+    """Pass a batch's loss, times its share of a larger one, back into the gradients; returns that loss."""
     with autocast():
         logits = model(as_input(batch["image"]))
     loss = training_loss(logits, batch, label_smoothing)
@@ -104,11 +105,11 @@ def _update(
 
 
 class TrainingStep:
-    """A step on a host batch, as programs of a runtime: one; or two, where a batch is taken in parts.
+    """A step on a worker's host batch, as programs of a runtime: one; or two, where a batch is taken in parts.
 
-    `model` is what `runtime.parallel` gave. A batch larger than `micro_batch_size`, which is a worker's, is taken in
-    parts of that many examples, the last one of what is left; the workers meet in the last one only. Make it before
-    `runtime.synchronise`, so that every buffer is there when the first step is taken.
+    `model` is what `runtime.parallel` gave; `batch_size` counts the examples of all workers. A worker's batch larger
+    than `micro_batch_size` is taken in parts of that many examples, the last one of what is left; the workers meet in
+    the last one only. Make it before `runtime.synchronise`, so that every buffer is there when the first step is taken.
     """
 
     def __init__(
@@ -123,30 +124,31 @@ class TrainingStep:
         batch_size: int,
         micro_batch_size: int | None = None,
     ) -> None:
-        self._model, self._runtime = model, runtime
-        self._averages, self._size = average is not None, micro_batch_size
+        self._model, self._runtime, self._has_average = model, runtime, average is not None
+        in_one = micro_batch_size is None or micro_batch_size >= batch_size // runtime.workers.world
+        self._size_of_parts = None if in_one else micro_batch_size
         moving = (model, optimiser, average, label_smoothing)
         state = [*optimiser.parameters, *optimiser.momenta, *(average.averages if average is not None else ())]
 
         def autocast() -> AbstractContextManager[Any]:
             return runtime.autocast(precision)
 
-        if micro_batch_size is None or micro_batch_size >= batch_size:
+        if in_one:
             self._step = runtime.compile(training_step(*moving, autocast=autocast), state)
-            self._size = None
             return
         gradients = optimiser.keep_gradients()
-        accumulate, finish = training_step_in_parts(*moving, batch_size, autocast=autocast)
+        size = batch_size // runtime.programs
+        accumulate, finish = training_step_in_parts(*moving, size, autocast=autocast)
         self._accumulate = runtime.compile(accumulate, [*optimiser.parameters, *gradients])
         self._step = runtime.compile(finish, [*state, *gradients])
 
     def __call__(self, batch: HostBatch, learning_rate: float, share: float) -> Tensor:
         """Take a step. `share`: of the new weights in the average. Returns the loss of this worker's part."""
         runtime = self._runtime
-        rates = [runtime.scalar(learning_rate), *([runtime.scalar(share)] if self._averages else [])]
-        if self._size is None:
+        rates = [runtime.scalar(learning_rate), *([runtime.scalar(share)] if self._has_average else [])]
+        if self._size_of_parts is None:
             return self._step(to_device(batch, runtime), *rates)
-        *parts, last = in_parts(batch, self._size)
+        *parts, last = in_parts(batch, self._size_of_parts)
         loss = runtime.scalar(0.0)
         for part in parts:
             with runtime.unsynchronised(self._model):

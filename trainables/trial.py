@@ -70,7 +70,7 @@ class Trial:
     def at_start(cls, config: TrialConfig, runtime: Runtime, meter: Meter) -> Trial:
         """The trial before its first step: a function of the config alone, whatever this process did before."""
         runtime.seed(config.seed)
-        model = runtime.place(_build(config.model))
+        model = runtime.place(_build(config.model), loop_from=config.loop_from)
         decay = config.optimiser.ema_decay
         trial = cls(
             config=config,
@@ -215,11 +215,19 @@ def flops_per_image(config: TrialConfig) -> float:
 
 def identity(config: TrialConfig) -> dict[str, Any]:
     """What a trial's result depends on: the config without its name, in which parts a step is taken, how it is
-    measured, how often it logs and saves, where its data stand (the same images may have moved), and what becomes of
-    images that cannot be read.
+    compiled and measured, how often it logs and saves, where its data stand (the same images may have moved), and what
+    becomes of images that cannot be read.
     """
     values = config.to_dict()
-    for name in ("trial_id", "checkpoint", "log_points", "flops_per_image", "micro_batch_size", "eval_batch_size"):
+    for name in (
+        "trial_id",
+        "checkpoint",
+        "log_points",
+        "flops_per_image",
+        "micro_batch_size",
+        "eval_batch_size",
+        "loop_from",
+    ):
         del values[name]
     for name in ("path", "bad_images", "decode_workers"):
         del values["data"][name]

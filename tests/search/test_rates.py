@@ -70,6 +70,30 @@ def test_what_was_compiled_gives_images_a_second_of_a_core(tmp_path: Path) -> No
     assert rate.core_hours_at_least(flops) == pytest.approx(1000 / 8000 / 3600)
 
 
+def test_memory_is_told_of_the_very_step_that_the_study_takes(tmp_path: Path) -> None:
+    """Not of one with other images a core, nor of a whole batch where the study takes parts of that size."""
+    of = study(tmp_path, compute="{device: tpu}")
+    in_parts = study(tmp_path, compute="{device: tpu}", micro_batch_size=16)
+    for asking, program, told in (
+        (of, compiled(of, images=64), 2**30),
+        (of, compiled(of, images=128), None),
+        (of, compiled(of, classes=1000), None),
+        (in_parts, compiled(in_parts, images=16), None),
+        (in_parts, compiled(in_parts, images=16, part_of_batch=True), 2**30),
+    ):
+        (rate,) = compiled_rates(asking, {"F0": program}, 10).values()
+        assert rate.memory_of_core == told
+
+
+def test_a_step_in_loops_is_not_taken_for_one_without(tmp_path: Path) -> None:
+    looped, single = (study(tmp_path, compute=f"{{loop_from: {start}}}") for start in (2, "null"))
+    Programs(looped).put(compiled(looped, "F1"))
+    Programs(looped).put(compiled(looped, "F0"))
+    assert set(load_programs(looped)) == {"F0", "F1"}
+    assert load_programs(single) == {}
+    assert load_programs(study(tmp_path, compute="{loop_from: 24}")) == {}
+
+
 def test_one_core_and_a_slice_of_many_are_compared_by_images_of_a_core(tmp_path: Path) -> None:
     of = study(tmp_path)
     one, many = (compiled_rates(of, {"F0": compiled(of, images=8 * n, cores=n)}, 10)["F0"] for n in (1, 8))

@@ -192,6 +192,12 @@ def test_a_batch_taken_in_parts_is_exported_as_one_part(exported: Path) -> None:
     whole, part = facts(exported, "full"), facts(exported, "in-parts")
     assert (whole["images"], whole["part_of_batch"]) == (16, False)
     assert (part["images"], part["part_of_batch"]) == (8, True)
+    kinds = [[each["name"].split()[0] for each in facts["parameters"] if each["name"]] for facts in (whole, part)]
+    assert (
+        kinds[1].count("gradient") == kinds[1].count("weight") - 1 == kinds[0].count("weight") - 1 > 10
+    )  # and the batch's
+    assert "gradient" not in kinds[0]
+    assert [each for each in part["parameters"] if each["name"] == "loss so far"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.families import ModelSize, build_model
+from models.families import ModelSize, build_model, turns_of_loops
 from models.nfnet import VARIANTS
 from models.repeated import Repeated
 from trainables.runtime.prepared import prepared
@@ -16,3 +16,12 @@ def test_no_program_has_more_than_fifty_blocks(variant: str) -> None:
     assert len(blocks) <= 50
     assert len(loops) == (0 if variant in ("F0", "F1", "F2", "F3", "F3+") else 1)
     assert len(blocks) + sum(loop.count - 1 for loop in loops) == sum(VARIANTS[variant].depths)
+
+
+@pytest.mark.parametrize("loop_from", [None, 2, 5, 6, 24])
+@pytest.mark.parametrize("variant", ["F0", "F1", "F7"])
+def test_loops_are_those_that_are_told_beforehand(variant: str, loop_from: int | None) -> None:
+    size = ModelSize(variant, 224, 1000)
+    model = prepared(build_model(size, device="meta"), loop_from=loop_from)
+    loops = [module.count for module in model.modules() if isinstance(module, Repeated)]
+    assert loops == turns_of_loops(size, loop_from)

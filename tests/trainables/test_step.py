@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from models.families import ModelSize, build_model
 from tests.trainables.trials import Events, tiny_trial
@@ -11,6 +12,7 @@ from trainables.config import OptimiserConfig
 from trainables.loop import train
 from trainables.optimiser import Optimiser
 from trainables.runtime import select_runtime
+from trainables.runtime.torch import TorchRuntime
 from trainables.step import TrainingStep, in_parts
 
 
@@ -52,3 +54,33 @@ def test_the_model_never_sees_more_than_a_part(size, seen):
     assert shapes == seen
     gradients = [p.grad for p in model.parameters()]
     assert all(gradient is None or not gradient.any() for gradient in gradients)  # none is left for the next step
+
+
+class OneProgramOfTwoWorkers(TorchRuntime):
+    """A program that spans two workers, both of which bring the same examples."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", cores=1)
+        self.workers.world, self.programs = 2, 1
+
+    def to_device(self, batch):
+        return super().to_device({name: np.concatenate([values, values]) for name, values in batch.items()})
+
+
+def test_parts_of_a_program_that_spans_workers_weigh_what_they_should():
+    """What counts is the share of the program's batch, which is that of all workers."""
+    rng, gradients = np.random.default_rng(0), []
+    batch = {
+        "image": rng.integers(0, 255, (10, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, 10, dtype=np.int32),
+        "weight": np.ones(10, np.float32),
+    }
+    for micro in (None, 4):
+        torch.manual_seed(0)
+        model = build_model(ModelSize("F0", 8, classes=10, width=1 / 32, group_size=4, stem="small"))
+        optimiser = Optimiser(model, OptimiserConfig(learning_rate=0.1, agc_clip=None))
+        settings = {"batch_size": 20, "micro_batch_size": micro}
+        step = TrainingStep(model, optimiser, None, 0.1, OneProgramOfTwoWorkers(), "float32", **settings)
+        step(batch, 0.0, 0.0)
+        gradients.append(torch.cat([momentum.flatten() for momentum in optimiser.momenta]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)

@@ -99,7 +99,7 @@ def export_step(
 
     `prepare` makes of the model what is trained; None: what a trial on a TPU does (`trainables.runtime.prepared`).
 
-    Where `config.micro_batch_size` makes a trial take its batch in parts, the program is that of one part together with
+    Where `config.micro_batch_size` makes a trial take its batch in parts, the program is that of the last part, with
     the update of the weights: `part_of_batch` says so. It needs a process of its own, because torch_xla's device is the
     process's.
 
@@ -121,7 +121,7 @@ def export_step(
     from models.families import build_model
     from trainables.optimiser import Optimiser, WeightAverage
     from trainables.runtime.prepared import prepared
-    from trainables.step import training_step
+    from trainables.step import training_step, training_step_in_parts
 
     compiler: Any = torch_xla._XLAC
 
@@ -129,7 +129,8 @@ def export_step(
     model = build_model(
         config.model, drop_rate=config.model.drop_rate, drop_path_rate=config.model.drop_path_rate, device="meta"
     )
-    model = (prepare or prepared)(model).to_empty(device=torch_xla.device()).train()
+    model = prepare(model) if prepare is not None else prepared(model, loop_from=config.loop_from)
+    model = model.to_empty(device=torch_xla.device()).train()
     optimiser = Optimiser(model, config.optimiser)
     decay = config.optimiser.ema_decay
     average = WeightAverage(model, decay) if decay is not None else None
@@ -137,6 +138,9 @@ def export_step(
     named += [(f"momentum {name}", m) for name, m in zip(optimiser.names, optimiser.momenta, strict=True)]
     if average is not None:
         named += [(f"average {name}", p) for name, p in average.model.named_parameters()]
+    in_parts = images < config.batch_size
+    if in_parts:
+        named += [(f"gradient {name}", g) for name, g in zip(optimiser.names, optimiser.keep_gradients(), strict=True)]
     for _, tensor in named:
         tensor.data = create_placeholder_tensor(tensor.shape, tensor.dtype)
     constants = [*model.named_buffers(), *(average.model.named_buffers() if average is not None else ())]
@@ -150,24 +154,27 @@ def export_step(
         "label": create_placeholder_tensor((images,), torch.int32),
         "weight": create_placeholder_tensor((images,), torch.float32),
     }
-    rate, share = (create_placeholder_tensor((), torch.float32) for _ in range(2))
+    so_far, rate, share = (create_placeholder_tensor((), torch.float32) for _ in range(3))
     roles = {compiler._xla_get_tensor_id(tensor): Parameter("batch", name) for name, tensor in batch.items()}
     for place, (name, tensor) in enumerate(named, start=1):  # output 0 is the loss
         roles[compiler._xla_get_tensor_id(tensor)] = Parameter("state", name, place)
-    for name, tensor in (("learning rate", rate), ("share", share), *constants):
+    for name, tensor in (("loss so far", so_far), ("learning rate", rate), ("share", share), *constants):
         roles[compiler._xla_get_tensor_id(tensor)] = Parameter("value", name)
 
     # ---- The step itself
+    def autocast() -> torch.autocast:
+        return torch.autocast("xla", dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+    moving = (model, optimiser, average, config.optimiser.label_smoothing)
+    if in_parts:
+        _, step = training_step_in_parts(*moving, config.batch_size, autocast=autocast)
+    else:
+        step = training_step(*moving, autocast=autocast)
     began = time.monotonic()
     xla_model.set_rng_state(config.seed)  # as the runtime does before each step: the seed of its masks is data
-    step = training_step(
-        model,
-        optimiser,
-        average,
-        config.optimiser.label_smoothing,
-        autocast=lambda: torch.autocast("xla", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"),
-    )
-    loss = step(batch, rate, share) if average is not None else step(batch, rate)
+    given: list[Tensor] = [so_far] if in_parts else []
+    given += [rate, share] if average is not None else [rate]
+    loss = step(batch, *given)
     outputs = [loss, *(tensor.data for _, tensor in named)]
     # A tensor that the step replaced no longer knows its parameter, so the data are asked for by their own ids.
     ids, data = compiler._get_tensors_xla_device_data_node(outputs)
@@ -179,7 +186,7 @@ def export_step(
         hlo=context.hlo(),
         parameters=tuple(places[place] or Parameter("value") for place in range(len(places))),
         images=images,
-        part_of_batch=images < config.batch_size,
+        part_of_batch=in_parts,
         trace_s=time.monotonic() - began,
         versions={name: metadata.version(name) for name in ("torch", "torch_xla")},
     )

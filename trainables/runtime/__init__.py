@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.config import LOOP_FROM
 from trainables.runtime.workers import Workers
 
 Precision = Literal["float32", "bfloat16"]
@@ -83,8 +84,8 @@ class Runtime(Protocol):
     def set_rng_state(self, states: Sequence[Tensor]) -> bool:
         """Take this worker's part of `rng_state`; False if that was of another number of workers or kind of device."""
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device."""
+    def place(self, model: nn.Module, *, loop_from: int | None = LOOP_FROM) -> nn.Module:
+        """The model on the device. `loop_from`: where steps are compiled, see `TrialConfig`."""
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """What a training step calls: the placed model, whose backward pass averages gradients over the workers."""

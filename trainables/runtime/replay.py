@@ -1,9 +1,9 @@
 """Functions of tensors on an XLA device that are traced once, and then run as the program that they became.
 
 torch_xla traces at every call: it walks through the Python code and builds the graph anew, only to find the program it
-has compiled. That takes the host up to half a second for a training step of an NFNet, several times what a TPU host's
-chips take for the step itself. Here the graph is traced at the first call; later calls hand the device the program's
-hash and its arguments, in milliseconds. It is torch_xla's own way for torch.compile (torch_xla/_dynamo/
+has compiled. That takes the host 0.3 s for a training step of F0, and more for deeper models: several times what a TPU
+host's chips take for the step itself. Here the graph is traced at the first call; later calls hand the device the
+program's hash and its arguments, in milliseconds. It is torch_xla's own way for torch.compile (torch_xla/_dynamo/
 dynamo_bridge.py), which has no part in differentiation and optimiser here: a whole step is one program.
 """
 
@@ -43,8 +43,8 @@ class _Program:
 class Replayed(Generic[P, R]):
     """`function` of tensors (or of dicts, lists and tuples of them), traced once for each set of shapes.
 
-    `state`: tensors that change from call to call, by the function or by others; no other tensor may it change. What it
-    changes is written over in place. Whatever else it depends on, besides its arguments, must stay what it is while
+    `state`: tensors that change from call to call, by the function or by others; no other tensor may it change. What
+    it changes is written over in place. Whatever else it depends on, besides its arguments, must stay what it is while
     this is used, and its outputs must be computed, not passed on.
     """
 
@@ -57,6 +57,7 @@ class Replayed(Generic[P, R]):
         self._device = str(torch_xla.device())
         self._with_donors = alias_with_buffer_donor_config
         self._programs: dict[_Shapes, _Program] = {}
+        self._replaced: list[Tensor] = []
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         tensors, spec = tree_flatten((args, kwargs))
@@ -64,15 +65,26 @@ class Replayed(Generic[P, R]):
         if (program := self._programs.get(shapes)) is None:
             program, values = self._trace(tensors, *args, **kwargs)
             self._programs[shapes] = program
+            replaced = values  # what the state itself holds now is not computed, and never will be
         else:
             given = [*tensors, *self._state, self._seed()]
             values = [given[each] if isinstance(each, int) else each for each in program.arguments]
+            replaced = [self._state[place].data for place in program.changed]
+        if values:
+            # Waits until the program before has been started, as the next call does, but lets other threads run.
+            self._library._xla_sync_multi(values[:1], [], False, False)
         results = self._library._run_cached_graph(program.hash, values)
         outputs = results[: len(results) - len(program.changed)]
+        self._replaced = replaced
         for place, result in zip(program.changed, results[len(outputs) :], strict=True):
             self._state[place].data = result
         made: R = tree_unflatten(outputs, program.outputs)
         return made
+
+    def take_replaced(self) -> list[Tensor]:
+        """What the last call wrote over; to let go of it before the device is done may wait for the device."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
 
     def _seed(self) -> Tensor:
         """The seed that was set last, as what random numbers of this device come from now."""
@@ -85,28 +97,30 @@ class Replayed(Generic[P, R]):
         given = [*tensors, *self._state, self._seed()]
         place_of = {handle: place for place, handle in enumerate(self._library._get_tensors_handle(given))}
         assert len(place_of) == len(given), "a tensor was given twice"
-        made, outputs = tree_flatten(self._function(*args, **kwargs))
-        after = [tensor.data for tensor in self._state]
-        computed = self._library._check_tensor_need_materialization([*made, *after])
-        assert all(computed[: len(made)]), "an output was not computed"
-        changed = tuple(place for place, new in enumerate(computed[len(made) :]) if new)
-        roots = [*made, *(after[place] for place in changed)]
-        _, values = self._library._get_tensors_xla_device_data_node(roots)
-        handles = self._library._get_tensors_handle(values)
-        arguments = tuple(place_of.get(handle, value) for handle, value in zip(handles, values, strict=True))
-        assert set(range(len(tensors))) <= {each for each in arguments if isinstance(each, int)}, "an argument is idle"
-        rewritten = {len(tensors) + place for place in changed}
-        donors = {argument: value for argument, value in zip(arguments, values, strict=True) if argument in rewritten}
-        for value in donors.values():
-            self._library._set_buffer_donation(value, True)
+        donors: dict[int, Tensor] = {}
         try:
+            made, outputs = tree_flatten(self._function(*args, **kwargs))
+            after = [tensor.data for tensor in self._state]
+            computed = self._library._check_tensor_need_materialization([*made, *after])
+            assert all(computed[: len(made)]), "an output was not computed"
+            changed = tuple(place for place, new in enumerate(computed[len(made) :]) if new)
+            roots = [*made, *(after[place] for place in changed)]
+            _, values = self._library._get_tensors_xla_device_data_node(roots)
+            handles = self._library._get_tensors_handle(values)
+            arguments = tuple(place_of.get(handle, value) for handle, value in zip(handles, values, strict=True))
+            places = {place: value for place, value in zip(arguments, values, strict=True) if isinstance(place, int)}
+            assert places.keys() >= set(range(len(tensors))), "an argument is idle"
+            donors = {place: places[place] for each in changed if (place := len(tensors) + each) in places}
+            for value in donors.values():
+                self._library._set_buffer_donation(value, True)
             with self._with_donors():
                 name = self._library._get_graph_hash(roots)
                 self._library._xla_warm_up_cache(roots, [])
         except BaseException:
-            # What was to be written over stays as it was, and is no one's to write over.
+            # What was to be written over stays as it was and is no one's to write over, and nothing of the graph stays.
             for place, value in donors.items():
                 self._library._set_buffer_donation(value, False)
                 given[place].data = value
+            self._library._clear_pending_irs(self._device)
             raise
         return _Program(name, arguments, changed, outputs), values

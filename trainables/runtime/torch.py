@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.config import TrialRefused
+from trainables.config import LOOP_FROM, TrialRefused
 from trainables.runtime import DEVICES, DeviceBatch, P, Precision, R
 from trainables.runtime.workers import Workers
 
@@ -119,7 +119,7 @@ class TorchRuntime:
 
     # ---- the model and its steps
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module, *, loop_from: int | None = LOOP_FROM) -> nn.Module:
         # Weights keep the default layout, which DDP's buckets have too; the images' layout, channels last, decides a
         # convolution's, and standardised weights come out of it anew at every step.
         return model.to(self.device)

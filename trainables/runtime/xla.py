@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from clusters.tpu import CORES_PER_CHIP, PEAK_FLOPS_PER_S
-from trainables.config import TrialRefused
+from trainables.config import LOOP_FROM, TrialRefused
 from trainables.runtime import DeviceBatch, P, Precision, R
-from trainables.runtime.prepared import FEWEST_IN_A_LOOP, prepared
+from trainables.runtime.prepared import prepared
 from trainables.runtime.program_cache import cache_root, key_of, open_cache
 from trainables.runtime.replay import Replayed
 from trainables.runtime.workers import Workers
@@ -48,8 +48,8 @@ class XlaRuntime:
 
     `device`: "tpu", or "xla-cpu" with `cores` virtual devices. `keep_programs`: whether compiled programs are kept for
     other processes on this host (`program_cache`). XLA's CPU device writes them and cannot load them again (its client
-    does not implement it in torch_xla 2.9), so there it is of use to tests alone. `fewest_in_a_loop`: blocks alike that
-    are compiled as one (`prepared`).
+    does not implement it in torch_xla 2.9), so there it is of use to tests alone. `loop_from`: goes before what models
+    are placed with; on the CPU it is 2, for its compiler takes long for each block, and its steps are of no concern.
     """
 
     losses_every = 16
@@ -62,7 +62,7 @@ class XlaRuntime:
         *,
         cores: int | None = None,
         keep_programs: bool | None = None,
-        fewest_in_a_loop: int | None = None,
+        loop_from: int | None = None,
     ) -> None:
         log.setLevel(logging.INFO)  # what was compiled, and what was at hand, is worth a line wherever warnings go
         os.environ["PJRT_DEVICE"] = "TPU" if device == "tpu" else "CPU"
@@ -94,12 +94,11 @@ class XlaRuntime:
         self.workers = Workers()
         self.devices = count
         self.mesh = spmd.Mesh(np.arange(count), (count,), ("data",))
-        # The CPU's compiler takes long for each block, and its steps are of no concern.
-        self._fewest_in_a_loop = fewest_in_a_loop or (FEWEST_IN_A_LOOP if device == "tpu" else 2)
+        self._loop_from = loop_from or (None if device == "tpu" else 2)
         self._seed, self._steps = 0, 0
-        self._given = 0  # programs that were given to the device; of those that are replayed:
-        self._replays = 0
-        self._unfinished: deque[Tensor] = deque()  # an output of each of the newest
+        self._given = 0  # programs that were given to the device
+        self._replays = 0  # those of them that torch_xla does not count
+        self._unfinished: deque[tuple[Tensor, list[Tensor]]] = deque()  # of the newest an output, and what it replaced
         if self._cache is not None:
             log.info("compiled programs at hand: %d, in %s", self._cache.loaded, self._cache.store)
 
@@ -172,10 +171,10 @@ class XlaRuntime:
 
     # ---- the model and its steps
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module, *, loop_from: int | None = LOOP_FROM) -> nn.Module:
         # Put as what a program gives, which says how it is laid out over the devices: else the first step, which takes
         # these weights, were another program than the second, which takes those that the first step gave.
-        model = prepared(model, fewest=self._fewest_in_a_loop)
+        model = prepared(model, loop_from=self._loop_from or loop_from)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 placed = nn.Parameter(self._put(parameter.detach(), None), requires_grad=parameter.requires_grad)
@@ -202,9 +201,10 @@ class XlaRuntime:
             with self._launching():
                 outputs = replayed(*args, **kwargs)
             self._replays += 1
-            self._unfinished.append(min(tree_leaves(outputs), key=torch.numel))
+            self._unfinished.append((min(tree_leaves(outputs), key=torch.numel), replayed.take_replaced()))
             if len(self._unfinished) > _MOST_AHEAD:
-                self.gather_sums([self._unfinished.popleft()])  # there once the program is done
+                output, _ = self._unfinished.popleft()
+                self.gather_sums([output])  # which is there once the program is done
             return outputs
 
         return launched
@@ -292,10 +292,10 @@ class XlaRuntime:
         return int(self._metrics.counter_value("ExecuteReplicated") or 0) + self._replays
 
     def synchronise(self) -> None:
+        self._unfinished.clear()
         with self._launching():  # of what was made by the way; no mark is set between that and steps
             self._library.sync()
         self._given -= 1
-        self._unfinished.clear()
         self._xm.wait_device_ops()
 
 
