@@ -220,9 +220,10 @@ def load_programs(study: Study, recorded: Path = RECORDED) -> dict[str, Program]
 
     They are of the study's own model, loops, precision and optimiser (for any number of classes). First come those
     whose images per core are nearest to the study's, because every step reads and writes all weights, however many
-    images share that; then those over more cores, which also exchange gradients; then the newest. A variant that the
-    study's storage has none of takes one that comes with this repository (see `record`), if its images per core are
-    the study's. Variants without one are left out.
+    images share that; then those over more cores, which also exchange gradients; then those of a part of a batch where
+    the study takes parts, else of a whole one; then the newest. A variant that the study's storage has none of takes
+    one that comes with this repository (see `record`), if its images per core are the study's. Variants without one are
+    left out.
     """
     wanted = images_per_core(study)
     best = _best(study, Programs(study).all(), wanted)
@@ -238,6 +239,13 @@ def images_per_core(study: Study) -> float:
     training, hosts = study.training, study.compute.workers_per_slice
     share = training.batch_size / hosts
     return min(share, training.micro_batch_size or share) / CORES_PER_HOST
+
+
+def takes_parts(study: Study) -> bool:
+    """Whether the study's workers take their batches in parts."""
+    training = study.training
+    micro = training.micro_batch_size
+    return micro is not None and micro < training.batch_size // study.compute.workers_per_slice
 
 
 def recorded_programs(path: Path = RECORDED) -> list[Program]:
@@ -264,12 +272,18 @@ def record(programs: Iterable[Program], path: Path) -> list[str]:
 
 def _best(study: Study, programs: Iterable[Program], wanted: float) -> dict[str, Program]:
     """By variant; of programs that are as good the last."""
+    in_parts = takes_parts(study)
+
+    def standing(program: Program) -> tuple[float, int, bool]:
+        apart = abs(math.log(program.images / program.cores / wanted))
+        return -apart, program.cores, program.part_of_batch == in_parts
+
     best: dict[str, Program] = {}
     for program in programs:
         if program.costs is None or not _is_of(study, program.settings):
             continue
         before = best.get(program.variant)
-        if before is None or _standing(program, wanted) >= _standing(before, wanted):
+        if before is None or standing(program) >= standing(before):
             best[program.variant] = program
     return best
 
@@ -285,10 +299,6 @@ def _is_of(study: Study, settings: Mapping[str, Any]) -> bool:
     clipped = (optimiser["agc_clip"] is None) == (training.agc_clip is None)
     averaged = optimiser["ema_decay"] == (training.ema_decay is not None)
     return bool(model == wanted and settings["loops"] == loops and clipped and averaged)
-
-
-def _standing(program: Program, wanted: float) -> tuple[float, int]:
-    return (-abs(math.log(program.images / program.cores / wanted)), program.cores)
 
 
 def _digest(values: Any) -> str:

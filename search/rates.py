@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from clusters.tpu import PEAK_FLOPS_PER_S
 from models.costs import costs
-from search.programs import Program, images_per_core, load_programs
+from search.programs import Program, images_per_core, load_programs, takes_parts
 from search.results import MeasuredRates
 from search.study import Study
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND
@@ -117,7 +117,7 @@ def compiled_rates(study: Study, programs: Mapping[str, Program], classes: int) 
         if expected is None or most is None:
             continue
         per_core = program.images / program.cores
-        alike = of_classes == classes and program.part_of_batch == _in_parts(study)
+        alike = of_classes == classes and program.part_of_batch == takes_parts(study)
         of_study = alike and math.isclose(per_core, images_per_core(study))
         rates[variant] = Rate(
             variant,
@@ -130,13 +130,6 @@ def compiled_rates(study: Study, programs: Mapping[str, Program], classes: int) 
             program.costs.memory["total"] if program.costs is not None and of_study else None,
         )
     return rates
-
-
-def _in_parts(study: Study) -> bool:
-    """Whether its workers take their batches in parts."""
-    training = study.training
-    micro = training.micro_batch_size
-    return micro is not None and micro < training.batch_size // study.compute.workers_per_slice
 
 
 def core_hour_rates(study: Study, classes: int, opened: Mapping[str, Any]) -> dict[str, float]:

@@ -324,7 +324,7 @@ class Training(Section):
         description="Activations; weights stay float32. Paper: bfloat16. Not every CPU has it.",
     )
     seed: Seed = Field(default=0, description="Seed of initial weights, order of examples and augmentation.")
-    eval_batch_size: int = Field(default=256, ge=1, le=MAX_BATCH_SIZE, description="Held-out examples at a time.")
+    eval_batch_size: int = Field(default=256, ge=1, le=MAX_BATCH_SIZE, description="Held-out batch over all workers.")
     divergence: Divergence = Field(default_factory=Divergence, description="When a trial counts as diverged.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="How often trials are saved.")
     log_points: int = Field(default=40, ge=1, le=10_000, description="Points of each trial's training curve.")

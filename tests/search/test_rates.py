@@ -91,7 +91,17 @@ def test_a_step_in_loops_is_not_taken_for_one_without(tmp_path: Path) -> None:
     Programs(looped).put(compiled(looped, "F0"))
     assert set(load_programs(looped)) == {"F0", "F1"}
     assert load_programs(single) == {}
-    assert load_programs(study(tmp_path, compute="{loop_from: 24}")) == {}
+    assert load_programs(study(tmp_path, compute="{loop_from: 5}")) == {}  # other loops, in both
+    Programs(single).put(compiled(single, "F0"))
+    assert set(load_programs(study(tmp_path, compute="{loop_from: 24}"))) == {"F0"}  # which has none from there on
+
+
+def test_of_two_programs_as_large_that_of_a_part_is_a_study_in_parts(tmp_path: Path) -> None:
+    in_parts, whole = study(tmp_path, micro_batch_size=16), study(tmp_path)
+    Programs(in_parts).put(compiled(in_parts, images=16, part_of_batch=True, compiled_at=1.0))
+    Programs(in_parts).put(compiled(in_parts, images=16, compiled_at=2.0, hlo_sha256="1" * 64))
+    assert load_programs(in_parts)["F0"].part_of_batch
+    assert not load_programs(whole)["F0"].part_of_batch
 
 
 def test_one_core_and_a_slice_of_many_are_compared_by_images_of_a_core(tmp_path: Path) -> None:

@@ -326,6 +326,14 @@ def test_want_of_memory_while_compiling_is_the_same(runtime: XlaRuntime, monkeyp
         with pytest.raises(torch.OutOfMemoryError, match=r"Used 17\.1G of 15\.2G"):
             double()
     assert runtime.gather_sums([weight]).tolist() == [3.0]  # as if it had not been
+
+    def fail() -> torch.Tensor:
+        weight.mul_(2.0)
+        raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        runtime.compile(fail, [weight])()
+    assert runtime.gather_sums([weight]).tolist() == [3.0]
     assert runtime.gather_sums([double(), double(), weight]).tolist() == [7.0, 13.0, 12.0]
 
 

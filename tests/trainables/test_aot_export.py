@@ -108,6 +108,7 @@ def configs() -> dict[str, Any]:
         "other-rate": dataclasses.replace(full, optimiser=dataclasses.replace(optimiser, learning_rate=1.0), seed=7),
         "plain": dataclasses.replace(small, precision="bfloat16"),
         "in-parts": dataclasses.replace(full, micro_batch_size=8),
+        "in-loops": dataclasses.replace(full, loop_from=2),
         "largest": dataclasses.replace(full, model=largest),
     }
 
@@ -193,11 +194,15 @@ def test_a_batch_taken_in_parts_is_exported_as_one_part(exported: Path) -> None:
     assert (whole["images"], whole["part_of_batch"]) == (16, False)
     assert (part["images"], part["part_of_batch"]) == (8, True)
     kinds = [[each["name"].split()[0] for each in facts["parameters"] if each["name"]] for facts in (whole, part)]
-    assert (
-        kinds[1].count("gradient") == kinds[1].count("weight") - 1 == kinds[0].count("weight") - 1 > 10
-    )  # and the batch's
+    weights = kinds[0].count("weight") - 1  # the batch has one more of that name
+    assert kinds[1].count("gradient") == kinds[1].count("weight") - 1 == weights > 10
     assert "gradient" not in kinds[0]
     assert [each for each in part["parameters"] if each["name"] == "loss so far"]
+
+
+def test_loops_begin_where_the_trial_says(exported: Path) -> None:
+    texts = [(exported / name / "step.txt").read_text(encoding="utf-8") for name in ("full", "in-loops")]
+    assert [len(re.findall(r"\bwhile\(", text)) for text in texts] == [0, 4]  # two stages, forward and backward
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
 """How large a program a variant becomes on a TPU: how many blocks the compiler sees."""
 
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
+from torch import nn
 
 from models.families import ModelSize, build_model, turns_of_loops
 from models.nfnet import VARIANTS
 from models.repeated import Repeated
+from tests.trainables.trials import tiny_trial
+from trainables.config import LOOP_FROM
+from trainables.meter import Meter
 from trainables.runtime.prepared import prepared
+from trainables.runtime.torch import TorchRuntime
+from trainables.trial import Trial
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -25,3 +34,16 @@ def test_loops_are_those_that_are_told_beforehand(variant: str, loop_from: int |
     model = prepared(build_model(size, device="meta"), loop_from=loop_from)
     loops = [module.count for module in model.modules() if isinstance(module, Repeated)]
     assert loops == turns_of_loops(size, loop_from)
+
+
+def test_a_trials_model_is_placed_with_the_loops_of_its_config(tmp_path: Path) -> None:
+    class Recording(TorchRuntime):
+        placed: ClassVar[list[int | None]] = []
+
+        def place(self, model: nn.Module, *, loop_from: int | None = LOOP_FROM) -> nn.Module:
+            self.placed.append(loop_from)
+            return super().place(model, loop_from=loop_from)
+
+    for loop_from in (None, 7, LOOP_FROM):
+        Trial.at_start(tiny_trial(tmp_path, loop_from=loop_from), Recording("cpu", cores=1), Meter(cores=1))
+    assert Recording.placed == [None, 7, LOOP_FROM]

@@ -63,9 +63,9 @@ class Replayed(Generic[P, R]):
         tensors, spec = tree_flatten((args, kwargs))
         shapes = (spec, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
         if (program := self._programs.get(shapes)) is None:
-            program, values = self._trace(tensors, *args, **kwargs)
+            program, values, before = self._trace(tensors, *args, **kwargs)
             self._programs[shapes] = program
-            replaced = values  # what the state itself holds now is not computed, and never will be
+            replaced = [before[place] for place in program.changed]
         else:
             given = [*tensors, *self._state, self._seed()]
             values = [given[each] if isinstance(each, int) else each for each in program.arguments]
@@ -91,13 +91,19 @@ class Replayed(Generic[P, R]):
         seed: Tensor = self._library._get_base_seed_as_tensor(self._device)
         return seed
 
-    def _trace(self, tensors: Sequence[Tensor], *args: P.args, **kwargs: P.kwargs) -> tuple[_Program, list[Tensor]]:
-        """The program for these shapes, compiled, and the arguments of this call; the state is not yet changed."""
+    def _trace(
+        self, tensors: Sequence[Tensor], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[_Program, list[Tensor], list[Tensor]]:
+        """The program for these shapes, compiled; this call's arguments of it; and what the state was before.
+
+        The state itself holds what the program is to compute, and must be given that; but for an error, after which it
+        is as it was before.
+        """
         self._library._xla_wait_device_ops([])  # what is not there yet has no handle to know it by
         given = [*tensors, *self._state, self._seed()]
         place_of = {handle: place for place, handle in enumerate(self._library._get_tensors_handle(given))}
         assert len(place_of) == len(given), "a tensor was given twice"
-        donors: dict[int, Tensor] = {}
+        before = [self._library._get_tensors_xla_device_data_node([tensor])[1][0] for tensor in self._state]
         try:
             made, outputs = tree_flatten(self._function(*args, **kwargs))
             after = [tensor.data for tensor in self._state]
@@ -108,19 +114,18 @@ class Replayed(Generic[P, R]):
             _, values = self._library._get_tensors_xla_device_data_node(roots)
             handles = self._library._get_tensors_handle(values)
             arguments = tuple(place_of.get(handle, value) for handle, value in zip(handles, values, strict=True))
-            places = {place: value for place, value in zip(arguments, values, strict=True) if isinstance(place, int)}
-            assert places.keys() >= set(range(len(tensors))), "an argument is idle"
-            donors = {place: places[place] for each in changed if (place := len(tensors) + each) in places}
-            for value in donors.values():
-                self._library._set_buffer_donation(value, True)
+            used = {argument for argument in arguments if isinstance(argument, int)}
+            assert used >= set(range(len(tensors))), "an argument is idle"
+            for place in changed:
+                self._library._set_buffer_donation(before[place], True)
             with self._with_donors():
                 name = self._library._get_graph_hash(roots)
                 self._library._xla_warm_up_cache(roots, [])
         except BaseException:
-            # What was to be written over stays as it was and is no one's to write over, and nothing of the graph stays.
-            for place, value in donors.items():
+            # No part of the graph stays, and no one may write over the state but this.
+            for tensor, value in zip(self._state, before, strict=True):
                 self._library._set_buffer_donation(value, False)
-                given[place].data = value
+                tensor.data = value
             self._library._clear_pending_irs(self._device)
             raise
-        return _Program(name, arguments, changed, outputs), values
+        return _Program(name, arguments, changed, outputs), values, before
