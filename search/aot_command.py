@@ -63,7 +63,7 @@ def _check_record(path: Path) -> None:
     """Raise `StudyError` where programs cannot be recorded in a file, before minutes of compiling."""
     try:
         record((), path)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise StudyError(
             f"--record: {shown(path)} given, but programs cannot be recorded in it ({reason}); "

@@ -140,8 +140,13 @@ def amounts_in_flops(study: Study, core_hours: Mapping[str, float] = KNOWN_FLOPS
                 f"{study.source}: budgets[{index}]: {quantity.label} given, but not the FLOPs a core does in a second; "
                 "set compute.flops_per_core_second (a finished search prints the measured value), or give FLOPs"
             )
-        else:
-            amounts.append(flops)
+            continue
+        if amounts and (flops < amounts[-1] or same_amount(flops, amounts[-1])):
+            problems.append(
+                f"{study.source}: budgets[{index}]: {quantity.label} is {flops:.3g} FLOPs, given after "
+                f"{amounts[-1]:.3g} FLOPs; allowed: rising budgets, none twice; sort them"
+            )
+        amounts.append(flops)
     if problems:
         raise StudyError("\n".join(problems))
     return amounts

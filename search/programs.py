@@ -259,7 +259,17 @@ def record(programs: Iterable[Program], path: Path) -> list[str]:
     """Add programs to a file of programs, by their names, in place of earlier ones of the same settings.
 
     Those that the compiler refused are left out. Returns the variants that were added.
+
+    Raises:
+        ValueError: the file holds anything else, which stays as it is.
     """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        others = [name for name, values in records.items() if Program.from_json(json.dumps(values)) is None]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("it is no file of programs") from error
+    if others:
+        raise ValueError(f"{others[0]} in it is no program of this version")
     added = [program for program in programs if program.costs is not None]
     settings = [program.settings for program in added]
     kept = [program for program in recorded_programs(path) if program.settings not in settings]

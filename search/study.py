@@ -58,7 +58,7 @@ class Study(Section):
     tracking: Tracking = Field(default_factory=Tracking, description="The MLflow view of the study.")
     published: tuple[Published, ...] = Field(
         default=(),
-        description="What others report of the same training: plan --device tpu-v4 shows it beside its own figures. "
+        description="What others report of the same training: a plan for TPUs shows it beside its own figures. "
         "May change while a study goes on.",
     )
     storage: str = Field(

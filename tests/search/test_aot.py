@@ -25,6 +25,7 @@ from search.aot_table import FOOTER, as_json, render, render_top
 from search.programs import Costs, Program, Programs, load_programs
 from search.runs import SessionError
 from search.study import Study, StudyError, load_study
+from tests.search.programs import compiled
 from trainables.aot.export import ExportedStep, Parameter
 from trainables.aot.tpu_compiler import PROGRAM_FILE, TEXT_FILE
 
@@ -128,19 +129,9 @@ def a_program(study: Study, variant: str = "F0", **changes: Any) -> Program:
     fields = {field.name for field in dataclasses.fields(Program)}
     settings |= {name: value for name, value in changes.items() if name not in fields}
     memory = {"arguments": 1, "outputs": 0, "aliased": 0, "temporaries": 0, "code": 0, "total": 4 * 2**30}
-    program = Program(
-        settings=settings,
-        hlo_sha256="0" * 64,
-        images=512,
-        part_of_batch=False,
-        source="s",
-        versions={"jax": "1.0"},
-        compiled_at=0.0,
-        compile_s=75.0,
-        error=None,
-        costs=Costs(flops=1.375e12, bytes_accessed=30e9, hbm_bytes=12_280_000_000, cycles=31_500_000, memory=memory),
-    )
-    return dataclasses.replace(program, **{name: value for name, value in changes.items() if name in fields})
+    costs = Costs(flops=1.375e12, bytes_accessed=30e9, hbm_bytes=12_280_000_000, cycles=31_500_000, memory=memory)
+    own = {name: value for name, value in changes.items() if name in fields}
+    return compiled(study, variant, **{"settings": settings, "images": 512, "compiled_at": 0.0, "costs": costs, **own})
 
 
 # ---- What is asked for ----------------------------------------------------------------------------------------------

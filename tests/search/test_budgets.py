@@ -6,7 +6,7 @@ import pytest
 
 from models.costs import costs
 from models.families import ModelSize
-from search.budgets import Budget, open_budgets, slug
+from search.budgets import Budget, amounts_in_flops, open_budgets, slug
 from search.study import Study, StudyError, read_study
 
 EXAMPLES = 1000
@@ -165,6 +165,15 @@ def test_core_hours_of_a_known_device_are_marked_as_an_estimate() -> None:
 def test_budgets_must_rise_after_conversion() -> None:
     with pytest.raises(StudyError, match=r"^mini.yaml: budgets\[1\]: 1 core-hours given after .* rising budgets"):
         study(f"[{F0 * 2000} FLOPs, 1 core-hours]", "compute: {flops_per_core_second: 1}")
+
+
+def test_budgets_must_rise_by_the_rate_that_they_are_converted_by() -> None:
+    """Which need not be the known one: what was compiled may be slower."""
+    mixed = study("[1.2e17 FLOPs, 1 TPU-v4 core-hours]")
+    assert amounts_in_flops(mixed) == [1.2e17, pytest.approx(1.436e17, rel=1e-3)]
+    for slower in (2.5e13, 1.2e17 / 3600):
+        with pytest.raises(StudyError, match=r"^mini.yaml: budgets\[1\]: 1 TPU-v4 core-hours is .* rising budgets"):
+            amounts_in_flops(mixed, {"TPU-v4": slower})
 
 
 # ---------------------------------------------------------------- trials

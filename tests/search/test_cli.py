@@ -21,6 +21,7 @@ import yaml
 from search import cli, session
 from search.ledger import Ledger, read_ledger
 from search.programs import Programs
+from search.rates import core_hour_rates
 from search.resume import described, refuse_changed_study
 from search.runs import SessionError
 from search.state import StudyState
@@ -279,11 +280,14 @@ def test_a_device_that_no_plan_is_for(refused: Callable[..., str]) -> None:
 
 
 def test_a_file_that_programs_cannot_be_recorded_in(refused: Callable[..., str]) -> None:
+    """Each is refused before anything is compiled, and what is in them stays."""
     write_study()
-    Path("digits.json").write_text("[1]")
-    assert refused("aot", "digits.yaml", "--record", "digits.json").startswith(
-        "convscale: --record: digits.json given, but programs cannot be recorded in it ("
-    )
+    for given in ("[1]", "[]", "1", '{"a": 1}', '{"a": {"b": 1}}', '{"a": {"format": 2}}', "not JSON"):
+        Path("digits.json").write_text(given)
+        assert refused("aot", "digits.yaml", "--record", "digits.json").startswith(
+            "convscale: --record: digits.json given, but programs cannot be recorded in it ("
+        )
+        assert Path("digits.json").read_text() == given
     assert "(No such file or directory); name" in refused("aot", "digits.yaml", "--record", "nowhere/x.json")
 
 
@@ -458,6 +462,7 @@ def test_a_run_keeps_the_rate_by_which_its_core_hours_were_converted(
     assert opened.fields["core_hour_rates"] == {"TPU-v4": pytest.approx(0.29 * 137.5e12)}
     study = read_study(Path("digits.yaml").read_text())
     Programs(study).put(compiled(study))
+    assert core_hour_rates(study, 10, {}) != opened.fields["core_hour_rates"]  # what a new run would go by
     _, planned, _ = called("plan", "digits.yaml")
     assert "converted at 3.99e+13 FLOPs per core-second, which is an estimate\n" in planned
     assert called("search", "digits.yaml")[0] == 130

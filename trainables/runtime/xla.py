@@ -85,7 +85,6 @@ class XlaRuntime:
             self.device = torch_xla.device()
             count = xr.global_runtime_device_count()
             self.device_name = f"TPU v{_tpu_version()}" if device == "tpu" else "CPU by XLA"
-            self.cores = _cores(xr.global_runtime_device_attributes()) if device == "tpu" else count
         except (RuntimeError, OSError, ValueError, TypeError) as error:  # whatever the libraries below make of it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TrialRefused(
@@ -93,6 +92,7 @@ class XlaRuntime:
             ) from error
         self.workers = Workers()
         self.devices = count
+        self.cores = _cores(xr.global_runtime_device_attributes()) if device == "tpu" else count
         self.mesh = spmd.Mesh(np.arange(count), (count,), ("data",))
         self._loop_from = loop_from or (None if device == "tpu" else 2)
         self._seed, self._steps = 0, 0
