@@ -6,7 +6,7 @@ TPU_VENV := .venv-tpu
 # Compiled bytecode halves the start-up time of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install tpu tpu-compiler demo test lint bench clean
+.PHONY: install gcs gcp tpu ssh tpu-compiler demo test lint bench clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Storage and data in Google's buckets; and what Ray needs to start machines there.
+gcs gcp: install
+	UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$@]'
 
 # On a TPU's host: the library by which PyTorch/XLA reaches it, in the version that goes with torch-xla.
 tpu: install
@@ -39,13 +43,20 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint tpu-compiler
+# Debian's packages for the test that starts a cluster over SSH on this machine, where they can be installed; where not,
+# that test is skipped.
+ssh:
+	@{ test -x /usr/sbin/sshd && command -v rsync; } >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends openssh-server rsync; }
+
+test: lint tpu-compiler ssh
 	$(BIN)/pytest
 
 bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.host
+	$(BIN)/python -m benchmarks.input
 
 clean:
 	rm -rf $(VENV) $(TPU_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

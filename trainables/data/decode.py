@@ -10,12 +10,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from trainables.data import jpeg
 from trainables.data.augment import Draws, Images, crop_box
 from trainables.data.errors import DataError
+from trainables.data.resize import resize
 
 # How to turn an image upright, by its EXIF orientation; from 5 on, width and height are swapped.
 _UPRIGHT = {
@@ -47,9 +50,9 @@ def decode_file(path: str, size: int, crop: Draws | None = None) -> Images:
             work.
     """
     with _blaming(path):
-        image = Image.open(path)
-    with image:
-        return _decode(image, size, crop, path)
+        file = open(path, "rb")  # noqa: SIM115 - closed below: only opening it is the file's fault
+    with file:
+        return _decode(file, size, crop, path)
 
 
 def decode_bytes(content: bytes, size: int, name: str, crop: Draws | None = None) -> Images:
@@ -58,20 +61,20 @@ def decode_bytes(content: bytes, size: int, name: str, crop: Draws | None = None
     Raises:
         DataError: the bytes are damaged, or no image.
     """
-    with _blaming(name):
-        image = Image.open(io.BytesIO(content))
-    with image:
-        return _decode(image, size, crop, name)
+    return _decode(io.BytesIO(content), size, crop, name)
 
 
 def resize_array(grey: Images, size: int, crop: Draws | None = None) -> Images:
     """The same for a grey image in memory, uint8 [H, W]."""
-    return _decode(Image.fromarray(grey), size, crop, "an array")
+    image = Image.fromarray(grey).convert("RGB")
+    # Pillow's own resizing: these pixels are part of what published figures depend on, to the last bit.
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, _box(*image.size, crop), reducing_gap=3.0)
+    return np.asarray(resized, dtype=np.uint8)
 
 
 @contextmanager
 def _blaming(path: str) -> Iterator[None]:
-    """Around Pillow's reading of a file and nothing else: an error in here is the file's fault, or its storage's."""
+    """Around the reading of a file and nothing else: an error in here is the file's fault, or its storage's."""
     try:
         yield
     except OSError as error:
@@ -86,7 +89,7 @@ def _blaming(path: str) -> Iterator[None]:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    said = re.sub(r"<_io\.BytesIO object at \w+>", "", str(error).replace(repr(path), ""))
+    said = re.sub(r"<_io\.Buffered\w+ name=.*>|<_io\.BytesIO object at \w+>", "", str(error).replace(repr(path), ""))
     reason = " ".join(said.split()) or type(error).__name__
     return DataError(
         f"cannot read image {str(Path(path))!r} ({reason}); put a good one in its place, or set data.bad_images to "
@@ -94,29 +97,56 @@ def _unreadable(path: str, error: Exception) -> DataError:
     )
 
 
-def _decode(image: Image.Image, size: int, crop: Draws | None, path: str) -> Images:
+def _decode(file: BinaryIO, size: int, crop: Draws | None, path: str) -> Images:
     with _blaming(path):
-        orientation = _orientation(image)
-    width, height = reversed(image.size) if orientation >= 5 else image.size
-    if crop is None:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-    else:
-        box = crop_box(width, height, crop)
-    factor = min(box[2] - box[0], box[3] - box[1]) // size
+        image = Image.open(file)
+    with image:
+        with _blaming(path):
+            orientation = _orientation(image)
+        width, height = reversed(image.size) if orientation >= 5 else image.size
+        box = _box(width, height, crop)
+        scale = _decoding_scale(box, size)
+        pixels = None
+        if orientation == 1 and jpeg.is_plain(image):
+            with _blaming(path):
+                file.seek(0)
+                content = file.read()
+            pixels = jpeg.decode(content, -(-width // scale), -(-height // scale))
+        if pixels is None:
+            pixels = _pixels(image, orientation, scale, path)
+    scale_x, scale_y = pixels.shape[1] / width, pixels.shape[0] / height
+    return resize(pixels, (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y), size)
+
+
+def _box(width: int, height: int, crop: Draws | None) -> tuple[int, int, int, int]:
+    """What of the image is taken: (left, top, right, bottom)."""
+    if crop is not None:
+        return crop_box(width, height, crop)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _decoding_scale(box: tuple[int, int, int, int], size: int) -> int:
+    """By how much the JPEG decoder may scale down while it decodes, which is much faster.
+
+    It does so by leaving out high frequencies, block by block, which is coarser than the resizing that follows; so
+    that keeps at least a factor of two.
+    """
+    factor = min(box[2] - box[0], box[3] - box[1]) // (2 * size)
+    return max(scale for scale in (1, 2, 4, 8) if scale <= max(factor, 1))
+
+
+def _pixels(image: Image.Image, orientation: int, scale: int, path: str) -> Images:
+    """Any kind of image by Pillow, upright: uint8 [H, W, 3]; a JPEG scaled down by `scale`."""
     with _blaming(path):
-        if factor >= 2:  # the JPEG decoder scales down while it decodes, which is much faster
-            image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))  # rounded down, or Pillow scales less
         image.load()
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    scale_x, scale_y = image.width / width, image.height / height
-    scaled_box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
     with _blaming(path):
-        rgb = _to_rgb(image)
-    resized = rgb.resize((size, size), Image.Resampling.BICUBIC, box=scaled_box, reducing_gap=3.0)
-    return np.asarray(resized, dtype=np.uint8)
+        return np.asarray(_to_rgb(image), dtype=np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -12,15 +12,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 
 import absl.logging  # noqa: F401  # makes the logger "absl" of its own class, before anyone else asks for it by name
+
+from trainables.data.memory import keep_freed_memory
+from trainables.data.processes import serve_parent
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -68,15 +67,9 @@ def light_main() -> Iterator[None]:
 
 
 def set_up_decoding_process(worker: int, workers: int) -> None:
-    """Runs first in each decoding process: Ctrl-C is its parent's to handle, and it ends when its parent has died."""
+    """Runs first in each decoding process: Ctrl-C is its parent's to handle, it ends when its parent has died, and it
+    keeps the memory of an image for the next.
+    """
     del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, daemon=True, name="end-with-parent").start()
+    keep_freed_memory()
+    serve_parent()
