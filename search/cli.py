@@ -1,4 +1,5 @@
-"""The command line: `convscale plan|search|results|sync|aot STUDY`, `convscale reference`.
+"""The command line: `convscale plan|search|results|sync|aot STUDY`, `convscale data convert|index`,
+`convscale cluster check FILE`, `convscale reference`.
 
 Exit status: 0 done; 2 a mistake in what was asked, or a file that cannot be read or written, told in one line each;
 1 the cluster failed; 130 interrupted.
@@ -17,6 +18,8 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from search import cluster_cli, data_cli
+
 app = typer.Typer(
     help="Given this much compute: which model size, how many epochs, which learning rate?",
     add_completion=False,
@@ -25,6 +28,8 @@ app = typer.Typer(
 # Rights, room, and files in the place of folders: whatever else goes wrong with a file is not the user's to mend.
 MENDABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
                    errno.EEXIST)  # fmt: skip
+app.add_typer(data_cli.app, name="data")
+app.add_typer(cluster_cli.app, name="cluster")
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 
 
@@ -175,7 +180,7 @@ def _status_of(error: Exception) -> int | None:
     if "search.slices" not in sys.modules:  # else no cluster was asked for, and Ray need not be imported
         return None
     from search.director import FailuresError
-    from search.slices import ClusterNotFoundError, FleetError
+    from search.joining import ClusterNotFoundError, FleetError
 
     return (
         2 if isinstance(error, ClusterNotFoundError) else 1 if isinstance(error, (FleetError, FailuresError)) else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from search.study import Study, StudyError
-from trainables.data import DataError, Splits, open_splits
+from trainables.data import DataError, Splits, open_splits, why_not_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,14 @@ def open_data(study: Study) -> Splits:
 
 
 def counts_of(study: Study) -> Counts:
-    """How much data the study has, for what needs no image: as opened, or as declared where their folder is not here.
+    """How much data the study has, for what needs no image: as opened, or as declared where there is nothing to open.
 
     Raises `StudyError` as `open_data` does.
     """
     declared, path = study.data.declared, study.data_config().path
-    if declared is None or path is None or os.path.exists(path):
+    why_not = None if declared is None or path is None else why_not_here(path)
+    if declared is None or why_not is None:
         splits = open_data(study)
         return Counts(len(splits.train), len(splits.heldout), len(splits.classes), tuple(splits.warnings()))
-    missing = f"data.path: {study.data.path!r} is not here, so data.declared is taken for granted, and was not checked"
+    missing = f"data.path: {study.data.path!r} {why_not}, so data.declared is taken for granted, and was not checked"
     return Counts(declared.train_images, declared.heldout_images, declared.classes, (missing,))

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trainables.config import LOOP_FROM
-
 MAX_LEARNING_RATES: Final = 100
 MAX_BATCH_SIZE: Final = 2**20
 
@@ -33,82 +31,6 @@ class Section(BaseModel):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("allowed: a value, not true or false; write the value itself")
         return value
-
-
-class Declared(Section):
-    """What a data set of records holds, for a plan where it is not at hand."""
-
-    train_images: int = Field(ge=1, le=2**32 - 1, description="Images to train on.")
-    heldout_images: int = Field(ge=1, le=2**32 - 1, description="Images held out.")
-    classes: int = Field(ge=2, le=10**7, description="Classes.")
-
-
-class Data(Section):
-    """Where the images come from."""
-
-    source: Literal["digits", "folder", "records"] = Field(
-        description="digits: the 1,797 handwritten digits of scikit-learn; folder: images in a folder for each class; "
-        "records: images in ArrayRecord shards, for what is too large for a folder of files."
-    )
-    path: str | None = Field(
-        default=None,
-        min_length=1,
-        description="source folder: the folder that holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg; "
-        "source records: the folder that holds dataset.json and its shards (see trainables/data/records.py). "
-        "A relative path is relative to the working directory of the command.",
-    )
-    declared: Declared | None = Field(
-        default=None,
-        description="source records: what the data set holds, such as {train_images: 4_000_000_000, heldout_images: "
-        "130_000, classes: 30_000}: plan and aot go by it where the data are not. A search needs the data, and refuses "
-        "other numbers.",
-    )
-    image_size: int = Field(
-        default=224,
-        ge=8,
-        le=4096,
-        description="Height and width the model sees, in pixels. The paper trains at 224 and evaluates at 256; "
-        "here both are one size.",
-    )
-    held_out_fraction: float = Field(
-        default=0.2,
-        gt=0,
-        lt=1,
-        description="Share of the examples held out to measure the loss on, where source folder has no val folder.",
-    )
-    split_seed: Seed = Field(default=0, description="Draws which examples are held out.")
-    augment: Literal["none", "shift", "crop"] = Field(
-        default="none",
-        description="Of training images. shift: moved by up to an eighth; crop: a random part, resized to the whole.",
-    )
-    flip: bool = Field(default=False, description="Mirror half of the training images; not for digits or letters.")
-    bad_images: Literal["error", "skip"] = Field(
-        default="error",
-        description="An image that cannot be read is an error that names it, or is left out and counted (skip). "
-        "May change while a study goes on.",
-    )
-    decode_workers: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="Processes that decode images for each worker; 0 decodes in the worker itself.",
-    )
-
-    @model_validator(mode="after")
-    def _fields_go_with_source(self) -> Self:
-        if self.source != "digits" and self.path is None:
-            what = "of images, such as path: my-images" if self.source == "folder" else "of dataset.json and its shards"
-            raise ValueError(f"path: missing; source {self.source} needs the folder {what}")
-        if self.source == "records" and "://" in (self.path or ""):
-            raise ValueError(
-                f"path: {self.path!r} given; allowed for source records: a folder of this machine's disk (or one that "
-                "it has mounted); copy or mount it"
-            )
-        if self.declared is not None and self.source != "records":
-            raise ValueError(f"declared: given with source {self.source}; allowed: with source records; remove it")
-        if self.source == "digits" and self.path is not None:
-            raise ValueError(f"path: {self.path!r} given; source digits takes none; remove it, or set source: folder")
-        return self
 
 
 class Model(Section):
@@ -328,55 +250,6 @@ class Training(Section):
     divergence: Divergence = Field(default_factory=Divergence, description="When a trial counts as diverged.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="How often trials are saved.")
     log_points: int = Field(default=40, ge=1, le=10_000, description="Points of each trial's training curve.")
-
-
-class Compute(Section):
-    """What the study may use of the machine or cluster."""
-
-    device: Literal["auto", "cpu", "cuda", "tpu", "xla-cpu"] = Field(
-        default="auto",
-        description="auto: a TPU if there is one, else a GPU, else the CPU. xla-cpu: the TPU's path on the CPU, to try "
-        "it; each core is a device.",
-    )
-    slices: int = Field(default=1, ge=1, le=10_000, description="Trials that run at the same time, each on a slice.")
-    cores_per_slice: int | None = Field(
-        default=None,
-        ge=1,
-        le=100_000,
-        description="CPU cores of each slice, shared out among its workers as threads (on xla-cpu, as devices); "
-        "null: machine's cores / slices.",
-    )
-    workers_per_slice: int = Field(
-        default=1,
-        ge=1,
-        le=10_000,
-        description="Processes that train one trial together (data parallel); on GPUs one for each GPU, on TPUs one "
-        "for each host, of which a search takes one only for now.",
-    )
-    flops_per_core_second: float | None = Field(
-        default=None,
-        ge=1,
-        le=1e21,
-        description="Training FLOPs one core (a CPU core, a GPU, one of a TPU chip's two) does in a second. Converts "
-        "budgets in core-hours and estimates durations; a finished search prints the measured value.",
-    )
-    loop_from: int | None = Field(
-        default=LOOP_FROM,
-        ge=2,
-        description="TPU: from how many like blocks on a loop is compiled (sooner, but a fifth slower); null: never.",
-    )
-    recycle_after: int | None = Field(
-        default=None,
-        ge=1,
-        le=10**9,
-        description="Start a slice's workers afresh after so many trials; null: only after a crash.",
-    )
-    max_errors: int = Field(
-        default=3,
-        ge=0,
-        le=1000,
-        description="How often a trial that failed by its own error is tried again; lost machines do not count.",
-    )
 
 
 class Published(Section):

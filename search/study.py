@@ -14,7 +14,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field
 from models.families import FAMILIES, ModelSize, check_model, variants
 from models.names import known_name
 from search.complaints import complaints, show
-from search.sections import Compute, Data, Epochs, LearningRate, Model, Published, Search, Section, Tracking, Training
+from search.compute_section import Compute
+from search.data_section import Data
+from search.sections import Epochs, LearningRate, Model, Published, Search, Section, Tracking, Training
 from search.units import Quantity, parse_quantity, same_amount
 from search.yaml_file import YamlError, parse_yaml
 from trainables.config import (
@@ -237,8 +239,9 @@ class Study(Section):
 
     def _batch_problems(self) -> list[str]:
         workers, cores, training = self.compute.workers_per_slice, self.compute.cores_per_slice, self.training
+        shared = "compute.workers_per_slice" if self.compute.accelerator is None else "the hosts of compute.accelerator"
         problems = [
-            f"training.{name}: {size} given; allowed: multiples of compute.workers_per_slice ({workers}); "
+            f"training.{name}: {size} given; allowed: multiples of {shared} ({workers}); "
             f"use {max(1, round(size / workers)) * workers}"
             for name, size in (("batch_size", training.batch_size), ("eval_batch_size", training.eval_batch_size))
             if size % workers

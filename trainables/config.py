@@ -30,7 +30,7 @@ class ModelConfig(ModelSize):
 class DataConfig:
     """Where the images come from, and how they become batches."""
 
-    source: Literal["digits", "folder", "records"]
+    source: Literal["digits", "folder", "shards"]
     image_size: int
     path: str | None = None
     held_out_fraction: float = 0.2

@@ -30,8 +30,8 @@ from search.tracking import SyncReport
 from search.views import Views
 from tests.search.ledgers import synthetic_records
 from tests.search.programs import compiled
+from tests.trainables.shard_sets import write_shards
 from trainables.data import Splits, open_splits
-from trainables.data.records import write_records
 
 STUDY: dict[str, Any] = {
     "name": "digits",
@@ -256,19 +256,19 @@ def test_a_batch_that_xla_cannot_split(arguments: list[str], refused: Callable[.
 
 
 @pytest.mark.parametrize("command", ["search", "plan"])
-def test_records_that_are_not_as_declared(command: str, refused: Callable[..., str]) -> None:
-    write_records("images", 3, train=[(0, b"x")] * 6, heldout=[(2, b"x")] * 2)
+def test_shards_that_are_not_as_declared(command: str, refused: Callable[..., str]) -> None:
+    write_shards("images", train=[(0, b"x")] * 6, heldout=[(2, b"x")] * 2)
     declared = {"train_images": 7, "heldout_images": 2, "classes": 3}
-    write_study(data={"source": "records", "path": "images", "image_size": 8, "declared": declared})
+    write_study(data={"source": "shards", "path": "images", "image_size": 8, "declared": declared})
     assert refused(command, "digits.yaml") == (
         "convscale: digits.yaml: data.declared.train_images: 7 given, and the data have 6; correct data.declared, or "
         "leave it out"
     )
 
 
-def test_records_that_are_not_there(refused: Callable[..., str]) -> None:
+def test_shards_that_are_not_there(refused: Callable[..., str]) -> None:
     declared = {"train_images": 7, "heldout_images": 2, "classes": 3}
-    write_study(data={"source": "records", "path": "images", "image_size": 8, "declared": declared})
+    write_study(data={"source": "shards", "path": "images", "image_size": 8, "declared": declared})
     assert refused("search", "digits.yaml").startswith("convscale: digits.yaml: data.path: 'images' does not exist; ")
 
 
@@ -491,7 +491,7 @@ def test_an_interrupt_while_the_views_come_to_their_end_waits_for_none_of_them(
 def test_what_fails_at_the_end_hides_neither_the_error_of_the_search_nor_keeps_the_views_from_closing(
     searches: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from search.slices import FleetError
+    from search.joining import FleetError
 
     seen: list[Any] = []
 
@@ -796,7 +796,7 @@ def test_the_exit_status_of_a_search_is_the_commands(
 def test_a_cluster_that_failed_is_status_1(
     monkeypatch: pytest.MonkeyPatch, called: Callable[..., tuple[int, str, str]]
 ) -> None:
-    from search.slices import FleetError
+    from search.joining import FleetError
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise FleetError("slice-0 cannot start its workers (3 times): no space left")

@@ -196,16 +196,17 @@ def test_number_fields_are_found() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("data: {source: mnist}", ['data.source: "mnist" given', "'digits', 'folder' or 'records'"]),
+        ("data: {source: mnist}", ['data.source: "mnist" given', "'digits', 'folder' or 'shards'"]),
         ("data: {source: folder}", ["data.path: missing", "source folder"]),
-        ("data: {source: records}", ["data.path: missing", "source records", "dataset.json"]),
-        ("data: {source: records, path: 'gs://b/jft'}", ["data.path: 'gs://b/jft' given", "this machine's disk"]),
+        ("data: {source: shards}", ["data.path: missing", "source shards", "dataset.json"]),
+        ("data: {source: records, path: x}", ['data.source: "records" given', "ArrayRecord", "set source: shards"]),
+        ("data: {source: folder, path: 'gs://b/x'}", ["data.path: 'gs://b/x' given", "this machine's disk"]),
         (
             "data: {source: digits, declared: {train_images: 1, heldout_images: 1, classes: 2}}",
-            ["data.declared: given with source digits", "source records; remove it"],
+            ["data.declared: given with source digits", "source shards; remove it"],
         ),
         (
-            "data: {source: records, path: x, declared: {train_images: 1, heldout_images: 1, classes: 1}}",
+            "data: {source: shards, path: x, declared: {train_images: 1, heldout_images: 1, classes: 1}}",
             ["data.declared.classes: 1 given", "2 or more"],
         ),
         ("data: {source: digits, path: x}", ["data.path: 'x' given", "source: folder"]),
@@ -511,10 +512,10 @@ def test_what_is_published_may_change() -> None:
 
 
 def test_what_is_declared_of_the_data_is_no_part_of_the_identity_or_of_a_trial() -> None:
-    records = MINIMAL.replace("source: digits", "source: records, path: here")
-    declared = records.replace("here", "here, declared: {train_images: 9, heldout_images: 9, classes: 9}")
-    assert read_study(records).identity() == read_study(declared).identity()
-    assert read_study(records).data_config() == read_study(declared).data_config()
+    shards = MINIMAL.replace("source: digits", "source: shards, path: here")
+    declared = shards.replace("here", "here, declared: {train_images: 9, heldout_images: 9, classes: 9}")
+    assert read_study(shards).identity() == read_study(declared).identity()
+    assert read_study(shards).data_config() == read_study(declared).data_config()
 
 
 def test_images_may_be_moved() -> None:

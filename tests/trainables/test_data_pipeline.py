@@ -8,7 +8,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class FakeSource:
 
     def name(self, index: int) -> str:
         return f"fake[{index}]"
+
+    def fetched(self, indices: Sequence[int]) -> FakeSource:
+        return self
 
 
 CONFIG = DataConfig("digits", SIZE)

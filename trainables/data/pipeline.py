@@ -30,9 +30,9 @@ import numpy.typing as npt
 from trainables.config import DataConfig
 from trainables.data import augment
 from trainables.data.errors import DataError
+from trainables.data.examples import ImageSource
 from trainables.data.grain_library import grain, light_main, set_up_decoding_process
 from trainables.data.order import MAX_EXAMPLES, examples_at
-from trainables.data.sources import ImageSource
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -172,10 +172,11 @@ def _read(source: ImageSource, indices: list[int], config: DataConfig, crops: au
     size = source.image_size
     images = np.zeros((len(indices), size, size, 3), np.uint8)
     labels, weights = np.zeros(len(indices), np.int32), np.ones(len(indices), np.float32)
+    fetched = source.fetched(indices)
     for row, index in enumerate(indices):
         try:
-            labels[row] = source.label(index)
-            images[row] = source.read(index, None if crops is None else crops[row])
+            labels[row] = fetched.label(index)
+            images[row] = fetched.read(index, None if crops is None else crops[row])
         except DataError:
             if config.bad_images == "error":
                 raise

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from trainables.config import DataConfig
-from trainables.data.sources import FolderSource, RecordsSource, Splits
+from trainables.data.shard_source import ShardSource
+from trainables.data.sources import FolderSource, Splits
 
-# A look at a file takes some tens of microseconds on a local disk, and milliseconds on a network's; a record is read.
+# A look at a file takes some tens of microseconds on a local disk, and milliseconds on a network's; of a shard, images
+# are read as a whole, which costs most where they come over the network.
 MOST_FILES = 20_000
+MOST_FETCHED = 1_024
+_FETCHED = 128
 _THREADS = 8
 _TAIL = 4096  # cameras and editors leave a few notes after the end of the picture
 
@@ -23,7 +29,7 @@ def check_heldout(splits: Splits, config: DataConfig, *, rank: int = 0, world: i
 
     An image that begins as one and does not end as one is decoded as a whole, to be sure. Only where
     `config.bad_images` is "error", and once per process and data set. What is broken in a file's middle stays unseen
-    (in a record's it does not: a record has a checksum).
+    (in a shard it does not: each image has a checksum there).
 
     Raises:
         DataError: an image that cannot be read; the message names it.
@@ -32,38 +38,63 @@ def check_heldout(splits: Splits, config: DataConfig, *, rank: int = 0, world: i
     if config.bad_images != "error":
         return
     if isinstance(splits.heldout, FolderSource):
-        _check(_Looked(splits.digest, splits.heldout.files.folders, rank, world, splits.heldout))
-    if isinstance(splits.heldout, RecordsSource):
-        _check(_Looked(splits.digest, (splits.heldout.shards.folder,), rank, world, splits.heldout))
+        _check_files(_Looked(splits.digest, splits.heldout.files.folders, rank, world, splits.heldout))
+    if isinstance(splits.heldout, ShardSource):
+        _check_shards(_Looked(splits.digest, (splits.heldout.shards.address,), rank, world, splits.heldout))
+
+
+Source = TypeVar("Source", FolderSource, ShardSource)
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
+class _Looked(Generic[Source]):
     """What was looked at, known by all but the list of files itself."""
 
     digest: str
-    folders: tuple[str, ...]
+    places: tuple[str, ...]
     rank: int
     world: int
-    source: FolderSource | RecordsSource = field(compare=False)
+    source: Source = field(compare=False)
+
+    def chosen(self, most: int) -> list[int]:
+        """The numbers of this worker's images: of all, or of an even sample."""
+        count = len(self.source)
+        every = np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
+        return [int(index) for index in every[self.rank :: self.world]]
 
 
 @functools.lru_cache(maxsize=4)
-def _check(looked: _Looked) -> None:
-    source, count = looked.source, len(looked.source)
-    chosen = np.arange(count) if count <= MOST_FILES else np.linspace(0, count - 1, MOST_FILES).astype(np.int64)
+def _check_files(looked: _Looked[FolderSource]) -> None:
+    source = looked.source
 
     def look(index: int) -> None:
-        if isinstance(source, RecordsSource):
-            image = source.shards.record(index).image
-            whole = _whole(image[:16], image[-_TAIL:], len(image))
-        else:
-            whole = _looks_whole(source.name(index))
-        if not whole:
+        if not _looks_whole(source.name(index)):
             source.read(index)
 
+    _for_each(look, looked.chosen(MOST_FILES))
+
+
+@functools.lru_cache(maxsize=4)
+def _check_shards(looked: _Looked[ShardSource]) -> None:
+    source = looked.source
+    chosen = looked.chosen(MOST_FETCHED if source.shards.remote else MOST_FILES)
+
+    def look(first: int) -> None:
+        indices = chosen[first : first + _FETCHED]
+        fetched = source.fetched(indices)
+        for index in indices:
+            fetched.label(index)
+            image = fetched.content(index)
+            if not _whole(image[:16], image[-_TAIL:], len(image)):
+                fetched.read(index)
+
+    _for_each(look, range(0, len(chosen), _FETCHED))
+
+
+def _for_each(look: Callable[[int], None], numbers: Iterable[int]) -> None:
+    """Looks at all, some at the same time. Raises what the first look raises, by order, and takes up no other."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = [threads.submit(look, index) for index in chosen[looked.rank :: looked.world].tolist()]
+        found = [threads.submit(look, number) for number in numbers]
         try:
             for one in found:
                 one.result()

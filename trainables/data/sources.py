@@ -1,4 +1,4 @@
-"""Labelled images: handwritten digits, a folder of image files per class, or shards of records.
+"""Labelled images: handwritten digits, a folder of image files per class, or shards.
 
 A source knows its examples by number, holds no decoded image but the digits in memory, and can be sent to another
 process.
@@ -9,63 +9,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from trainables.config import DataConfig
-from trainables.data import folder, records
+from trainables.data import folder
 from trainables.data.augment import Draws, Images
-from trainables.data.decode import decode_bytes, decode_file, resize_array
+from trainables.data.decode import decode_file, resize_array
 from trainables.data.errors import DataError
+from trainables.data.examples import Example, ImageSource
+from trainables.data.shard_check import open_shards
+from trainables.data.shards import LAYOUT
+
+__all__ = ["DigitsSource", "Example", "FolderSource", "ImageSource", "Splits", "open_splits", "split_off"]
 
 Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A decoded image, uint8 [H, W, 3], and its class."""
-
-    image: Images
-    label: int
-
-
-class ImageSource(Protocol):
-    """Labelled images by number, 0 to len - 1. Reading is safe from several threads, and the source can be pickled."""
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-
-    def __len__(self) -> int:
-        """How many examples."""
-
-    def __getitem__(self, index: int) -> Example:
-        """The example as it is evaluated, not augmented. Raises DataError where it cannot be read."""
-
-    def read(self, index: int, crop: Draws | None = None) -> Images:
-        """The image as uint8 [image_size, image_size, 3], of a random box where `crop` is given (`augment.crop_box`).
-
-        Raises DataError, naming the image, where it cannot be read.
-        """
-
-    def label(self, index: int) -> int:
-        """The class of an example, without decoding the image. Raises DataError where it cannot be read."""
-
-    def name(self, index: int) -> str:
-        """What a person knows the example by: a path, or "digits[17]"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
     """The images to train on, those held out, and the names of the classes: label k is classes[k].
 
-    `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes and of the files (of shards also
-    their records and bytes), or by the digits themselves, and by which of them are held out. Where a folder stands does
+    `digest` (64 hexadecimal digits) tells data sets apart: by the names of the classes, by the names of the files (of
+    shards the images' bytes instead) or the digits themselves, and by which of them are held out. Where they lie does
     not enter. `left_out` says what lies in a folder's classes and is not taken, one line for each reason.
     """
 
@@ -103,15 +74,14 @@ def open_splits(config: DataConfig) -> Splits:
         if not config.path:
             raise DataError(f"data.path: nothing is given; give a folder that holds {folder.LAYOUTS}")
         known_by = folder.fingerprint(config.path)
-        opened = _open_folder if known_by is not None else _open_folder.__wrapped__
-        return opened(config.path, config.image_size, config.held_out_fraction, config.split_seed, known_by)
-    if config.source == "records":
+        listed = _open_folder if known_by is not None else _open_folder.__wrapped__
+        return listed(config.path, config.image_size, config.held_out_fraction, config.split_seed, known_by)
+    if config.source == "shards":
         if not config.path:
-            raise DataError(f"data.path: nothing is given; give a folder that holds {records.LAYOUT}")
-        index = records.read_index(config.path)
-        path = os.path.abspath(config.path)
-        return _open_records(path, config.image_size, index, records.fingerprint(path, index))
-    raise DataError(f"data.source: {config.source!r} is given; give 'digits', 'folder' or 'records'")
+            raise DataError(f"data.path: nothing is given; give a folder or an address that holds {LAYOUT}")
+        opened = open_shards(config.path, config.image_size)
+        return Splits(opened.train, opened.heldout, opened.classes, opened.digest)
+    raise DataError(f"data.source: {config.source!r} is given; give 'digits', 'folder' or 'shards'")
 
 
 def split_off(labels: npt.NDArray[np.int32], fraction: float, seed: int) -> tuple[Indices, Indices]:
@@ -158,6 +128,9 @@ class DigitsSource:
 
     def name(self, index: int) -> str:
         return f"digits[{self.numbers[index]}]"
+
+    def fetched(self, indices: Sequence[int]) -> Self:
+        return self
 
     def digest(self) -> bytes:
         """The SHA-256 of the pixels, the labels and the numbers."""
@@ -216,6 +189,9 @@ class FolderSource:
     def name(self, index: int) -> str:
         return self.files.path(index)
 
+    def fetched(self, indices: Sequence[int]) -> Self:
+        return self
+
 
 @functools.lru_cache(maxsize=4)
 def _open_folder(
@@ -239,44 +215,6 @@ def _open_folder(
         _digest(listing.classes, train.digest(), heldout.digest()),
         listing.left_out,
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- records
-
-
-@dataclass(frozen=True, slots=True)
-class RecordsSource:
-    """Records of shards; none is in memory, but the one that each thread has read last."""
-
-    shards: records.Shards
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(self.read(index), self.label(index))
-
-    def read(self, index: int, crop: Draws | None = None) -> Images:
-        return decode_bytes(self.shards.record(index).image, self.image_size, self.name(index), crop)
-
-    def label(self, index: int) -> int:
-        return self.shards.record(index).label
-
-    def name(self, index: int) -> str:
-        return self.shards.name(index)
-
-
-@functools.lru_cache(maxsize=4)
-def _open_records(path: str, image_size: int, index: records.Index, sizes: tuple[int, ...]) -> Splits:
-    """`sizes` are the bytes of every shard, by which an unchanged data set is known."""
-    records.check_shards(path, (*index.train, *index.heldout))
-    train, heldout = (
-        RecordsSource(records.Shards(path, shards, len(index.classes)), image_size)
-        for shards in (index.train, index.heldout)
-    )
-    parts = [repr(part).encode() for part in (index.train, index.heldout, sizes)]
-    return Splits(train, heldout, index.classes, _digest(index.classes, *parts))
 
 
 def _digest(classes: tuple[str, ...], *parts: bytes) -> str:
