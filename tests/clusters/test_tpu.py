@@ -47,6 +47,8 @@ def test_one_host_may_be_written_either_way_round() -> None:
         ("v4:1x2x4", "use v4:2x2x4"),
         ("v4:2x2x8", "use v4:4x4x8"),
         ("v4:16x16x20", "4096 chips"),
+        ("v4:4x4x32", "use v4:8x8x8"),
+        ("v4:4x4x20", "use v4:16x16x16"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line_that_mends_it(text: str, mend: str) -> None:
@@ -55,6 +57,52 @@ def test_what_does_not_exist_is_refused_in_one_line_that_mends_it(text: str, men
     message = str(refused.value)
     assert repr(text) in message
     assert mend in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "hosts"),
+    [  # as Google lists them ("TPU v4", cloud.google.com/tpu/docs/v4)
+        ("tpu-v4-8", "2x2x1", 1),
+        ("v4-16", "2x2x2", 2),
+        ("tpu-v4-32", "2x2x4", 4),
+        ("tpu-v4-64", "2x4x4", 8),
+        ("tpu-v4-128", "4x4x4", 16),
+        ("tpu-v4-256", "4x4x8", 32),
+        ("TPU-V4-512", "4x8x8", 64),
+        ("tpu-v4-1024", "8x8x8", 128),
+        ("tpu-v4-1536", "8x8x12", 192),
+        ("tpu-v4-2048", "8x8x16", 256),
+        ("tpu-v4-4096", "8x16x16", 512),
+    ],
+)
+def test_a_name_counts_cores_and_has_a_shape(name: str, shape: str, hosts: int) -> None:
+    topology = Topology.of_accelerator(name)
+    assert (topology.shape, topology.hosts) == (shape, hosts)
+    assert topology.accelerator == name.lower().removeprefix("tpu-")
+    assert Topology.parse(str(topology)) == topology
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("tpu-v4-9", "use tpu-v4-8 or tpu-v4-16"),
+        ("tpu-v4-4", "use tpu-v4-8"),
+        ("tpu-v4-24", "use tpu-v4-16 or tpu-v4-32"),
+        ("tpu-v4-100", "use tpu-v4-64 or tpu-v4-128"),
+        ("tpu-v4-896", "use tpu-v4-768 or tpu-v4-1024"),
+        ("tpu-v4-8192", "use tpu-v4-4096"),
+        ("tpu-v5e-8", "write tpu-v4-8"),
+        ("v4", "write tpu-v4-8"),
+        ("", "write tpu-v4-8"),
+    ],
+)
+def test_a_name_that_no_slice_has_is_refused_with_those_beside_it(name: str, mend: str) -> None:
+    with pytest.raises(ValueError, match="allowed: tpu-v4-8 to tpu-v4-4096, which count cores") as refused:
+        Topology.of_accelerator(name)
+    message = str(refused.value)
+    assert message.startswith(repr(name))
+    assert message.endswith(mend) or mend in message
     assert "\n" not in message
 
 
