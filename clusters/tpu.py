@@ -15,6 +15,8 @@ CORES_PER_CHIP: Final = 2
 CHIPS_PER_HOST: Final = 4
 CORES_PER_HOST: Final = CORES_PER_CHIP * CHIPS_PER_HOST
 MOST_CHIPS: Final = 4096  # one pod
+LONGEST: Final = 16  # chips along a dimension of it
+MOST_CORES_OF_A_NAME: Final = 4096
 
 PEAK_FLOPS_PER_S_PER_CHIP: Final = 275e12
 """bfloat16 FLOP/s of one chip (arXiv 2304.01433, table 4)."""
@@ -73,12 +75,78 @@ class Topology:
             raise ValueError(
                 f"topology {text!r} given; allowed: up to {MOST_CHIPS} chips, which is one pod; use v4:16x16x16"
             )
+        if c > LONGEST:
+            raise ValueError(
+                f"topology {text!r} given; allowed: up to {LONGEST} chips along a dimension; "
+                f"use {cls._most_compact(a * b * c) or 'v4:16x16x16'}"
+            )
         if (a, b, c) != (first, second, third):
             raise ValueError(f"topology {text!r} given; {_ALLOWED}; write v4:{a}x{b}x{c}")
         return cls((a, b, c))
 
+    @classmethod
+    def of_accelerator(cls, name: str) -> Self:
+        """Read "tpu-v4-32" or "v4-32", whose number counts cores, as the shape that Google gives a slice of that name.
+
+        Where a name has several shapes that is the most compact one: v4-256 is 4x4x8.
+
+        Raises:
+            ValueError: another generation, or a number of cores that no slice has; one line that names those beside it.
+        """
+        allowed = f"allowed: tpu-{GENERATION}-8 to tpu-{GENERATION}-{MOST_CORES_OF_A_NAME}, which count cores"
+        found = re.fullmatch(rf"(?:tpu-)?{GENERATION}-(\d+)", name.strip().lower())
+        if found is None:
+            raise ValueError(f"{name!r} given; {allowed}; write tpu-{GENERATION}-8 for one host of 4 chips")
+        cores = int(found[1])
+        made = cls._of_cores(cores)
+        if made is None:
+            there = [count for count in range(CORES_PER_HOST, MOST_CORES_OF_A_NAME + 1, 8) if cls._of_cores(count)]
+            near = {max((count for count in there if count < cores), default=there[0]),
+                    min((count for count in there if count > cores), default=there[-1])}  # fmt: skip
+            raise ValueError(
+                f"{name!r} given; {allowed} (two a chip, four chips a host); "
+                f"use {' or '.join(f'tpu-{GENERATION}-{count}' for count in sorted(near))}"
+            )
+        return made
+
+    @classmethod
+    def of_hosts(cls, hosts: int) -> Self | None:
+        """The most compact slice of so many hosts; None if there is none."""
+        return cls._of_cores(hosts * CORES_PER_HOST)
+
+    @classmethod
+    def _of_cores(cls, cores: int) -> Self | None:
+        if cores % CORES_PER_CHIP or not CORES_PER_HOST <= cores <= MOST_CORES_OF_A_NAME:
+            return None
+        return cls._most_compact(cores // CORES_PER_CHIP)
+
+    @classmethod
+    def _most_compact(cls, chips: int) -> Self | None:
+        """The shape of so many chips with the smallest sum of dimensions; None if no slice has so many."""
+        small = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
+        if chips in small:
+            return cls(small[chips])
+        if chips % 64:
+            return None
+        cubes, longest = chips // 64, LONGEST // 4
+        shapes = [
+            (first, second, cubes // (first * second))
+            for first in range(1, longest + 1)
+            for second in range(first, longest + 1)
+            if cubes % (first * second) == 0 and second <= cubes // (first * second) <= longest
+        ]
+        if not shapes:
+            return None
+        a, b, c = min(shapes, key=sum)
+        return cls((4 * a, 4 * b, 4 * c))
+
     def __str__(self) -> str:
-        return f"{GENERATION}:{'x'.join(map(str, self.dimensions))}"
+        return f"{GENERATION}:{self.shape}"
+
+    @property
+    def shape(self) -> str:
+        """Its chips along three dimensions, "2x2x4"."""
+        return "x".join(map(str, self.dimensions))
 
     @property
     def chips(self) -> int:

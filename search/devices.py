@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clusters.tpu import CHIPS_PER_HOST, CORES_PER_CHIP
+from search.compute_section import needs_accelerator
 from search.study import Study, StudyError
 from trainables.config import TrialRefused
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(study: Study, *, own_cluster: bool) -> str:
-    """The device that trials train on; "auto" where only the cluster knows (see `device_of_cluster`).
+    """The device that trials train on; "auto" where only the cluster knows (see `search.cluster`).
 
     Raises `StudyError` for what the device cannot train (see `check_xla`), and where a cluster of one's own has fewer
     TPUs or GPUs than the slices take: Ray would wait for them.
@@ -52,15 +53,18 @@ def device_here(study: Study) -> str:
 
 
 def check_xla(study: Study, device: str, *, nodes: Sequence[int] | None = None) -> None:
-    """Raise `StudyError` for what trials on this device would refuse: XLA splits every batch over all of its devices,
-    and a slice is one host for now. Any other device passes. `nodes`: see `cores_per_worker`.
+    """Raise `StudyError` for what trials on this device would refuse: XLA splits every batch over all devices of a
+    slice, whose workers are its hosts. Any other device passes. `nodes`: see `cores_per_worker`.
     """
     if device not in ("tpu", "xla-cpu"):
         return
-    if (workers := study.compute.workers_per_slice) != 1:
+    workers = study.compute.workers_per_slice
+    if device == "tpu" and workers != study.compute.tpu_slice.hosts:
+        raise StudyError(f"{study.source}: compute.{needs_accelerator(workers)}")
+    if device == "xla-cpu" and workers != 1:
         raise StudyError(
-            f"{study.source}: compute.workers_per_slice: {workers} given; allowed on {device} for now: 1, for a slice "
-            "is one host; set it to 1 (and training.micro_batch_size where a batch does not fit it)"
+            f"{study.source}: compute.workers_per_slice: {workers} given; allowed on xla-cpu: 1, for XLA's CPU device "
+            "is one process; set it to 1 (cores_per_slice is its number of devices)"
         )
     check_batches(study, device, nodes=nodes)
 
@@ -92,9 +96,13 @@ def check_batches(study: Study, device: str, *, nodes: Sequence[int] | None = No
 
 def _check_tpus_here(study: Study) -> None:
     given, slices, there = study.compute.device, study.compute.slices, _tpu_chips_here()
-    if there and slices == 1:
+    hosts = study.compute.tpu_slice.hosts
+    if there and slices == 1 and hosts == 1:
         return
-    if there:
+    if there and hosts > 1:
+        wrong = f"a slice of {study.compute.accelerator} has {hosts} hosts, but this machine is one"
+        mend = "set compute.accelerator to tpu-v4-8"
+    elif there:
         wrong, mend = f"{slices} slices take a TPU host each, but this machine is one", "lower compute.slices to 1"
     else:
         wrong, mend = "this machine has no TPU", "set compute.device to auto or cpu"
@@ -140,28 +148,9 @@ def warnings_here(study: Study) -> list[str]:
     ]
 
 
-def device_of_cluster(resources: Mapping[str, float]) -> str:
-    """What "auto" is on a cluster with these resources, as `ray.cluster_resources()` has them."""
-    if resources.get("TPU", 0.0) >= 1:
-        return "tpu"
-    return "cuda" if resources.get("GPU", 0.0) >= 1 else "cpu"
-
-
-def chips_of_cluster(nodes: Sequence[Mapping[str, Any]]) -> int:
-    """TPU chips that every TPU host of a cluster has, from `ray.nodes()`; 0 where there are none."""
-    chips = [int(node["Resources"].get("TPU", 0)) for node in nodes if node["Alive"]]
-    return min((count for count in chips if count), default=0)
-
-
 def chips_of_worker() -> int:
     """TPU chips of a worker, which has all of its host's: this machine's, or those of a v4 host."""
     return _tpu_chips_here() or CHIPS_PER_HOST
-
-
-def cores_of_cluster(nodes: Sequence[Mapping[str, Any]]) -> list[int]:
-    """CPU cores that workers may have on each node, from `ray.nodes()`; one is left for the search's own processes."""
-    cores = sorted(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
-    return [*cores[:-1], cores[-1] - 1] if cores else []
 
 
 def cores_per_worker(study: Study, nodes: Sequence[int] | None = None) -> int:

@@ -18,8 +18,9 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from search.director import Director, Finished
+from search.joining import NAMESPACE
 from search.proxy import proxy
-from search.slices import NAMESPACE, Fleet
+from search.slices import NODE_ID, Fleet
 
 
 class DirectedSearch(Searcher):  # type: ignore[misc]
@@ -30,6 +31,7 @@ class DirectedSearch(Searcher):  # type: ignore[misc]
         self.director, self.fleet = director, fleet
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        self.director.slices = self.fleet.capacity
         suggestion = self.director.suggest()
         if suggestion is None:
             return None
@@ -99,8 +101,10 @@ def run(director: Director, fleet: Fleet) -> None:
     feed = DirectorFeed(director, fleet)
     try:
         ray.tune.Tuner(
-            # a byte of memory instead of a share of a CPU: on a cluster whose CPUs the slices hold, proxies still fit
-            ray.tune.with_resources(proxy, {"memory": 1}),
+            # a byte of memory instead of a share of a CPU: where the slices hold all CPUs, proxies still fit
+            ray.tune.with_resources(
+                proxy, ray.tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[{NODE_ID: fleet.node_id}])
+            ),
             tune_config=ray.tune.TuneConfig(
                 num_samples=-1,
                 max_concurrent_trials=None,

@@ -11,6 +11,8 @@ _SETTINGS: Final = {
     # a worker's end is seen within this time; Ray's default of 2 s would hold every restart up
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # where it sees a node go it ends the workers without a word to our callbacks; Ray's errors tell of such nodes, too
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,8 +35,6 @@ def prepare_environment(*, own_cluster: bool) -> None:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    if own_cluster:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a slice, for nodes that may go
     if own_cluster and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Final, TypeVar
@@ -21,17 +20,7 @@ from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops, open_budgets
 from search.data import open_data
-from search.devices import (
-    check_precision_here,
-    check_xla,
-    chips_of_cluster,
-    chips_of_worker,
-    cores_of_cluster,
-    cores_per_worker,
-    device_of_cluster,
-    resolve_device,
-    warnings_here,
-)
+from search.devices import check_precision_here, chips_of_worker, cores_per_worker, resolve_device, warnings_here
 from search.director import Director
 from search.ledger import FORMAT, Ledger, LedgerError
 from search.progress import PlannedBudget, ProgressView
@@ -104,6 +93,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         # ---- The cluster starts while the budgets are worked out ----------------------------------------------------
         prepare_environment(own_cluster=address is None)
         from search.driver import Interrupts, run  # imports Ray
+        from search.fitting import fit_to_cluster
         from search.slices import Fleet, FleetPlan
 
         interrupts = stack.enter_context(Interrupts())
@@ -114,7 +104,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
             device=device,
             recycle_after=study.compute.recycle_after,
             max_errors=study.compute.max_errors + 1,
-            chips=chips_of_worker() if device == "tpu" else 0,
+            chips=chips_of_worker(),
+            topology=study.compute.tpu_slice if device == "tpu" else None,
         )
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(open_budgets, study, len(splits.train), len(splits.classes), core_hours)
@@ -126,14 +117,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         found = [] if ledger.records else splits.warnings()  # its mends are for before a search has begun
         warnings = [*found, *here, *warnings, *without_trials(study, before, budgets)]
         if address is not None:
-            cores, chips = cores_of_cluster(fleet.nodes()), chips_of_cluster(fleet.nodes())
-            plan = fleet.plan = replace(
-                plan,
-                device=device_of_cluster(fleet.resources()) if device == "auto" else device,
-                cores=cores_per_worker(study, cores),
-                chips=chips or plan.chips,
-            )
-            check_xla(study, plan.device, nodes=cores)
+            warnings += fit_to_cluster(study, fleet, folder.url)
+        plan = fleet.plan
         fleet.lease()
 
         # ---- The views ----------------------------------------------------------------------------------------------

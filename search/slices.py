@@ -10,33 +10,29 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import ray
-import ray.train
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from clusters.tpu import CHIPS_PER_HOST, Topology
+from search.joining import NAMESPACE, FleetError, join, last_line
+from search.lease import START_ATTEMPTS, Lease
 from search.ray_logs import keep_ray_logs
 from search.terminal import shown
 from trainables.broker import Broker
-from trainables.worker import ControllerReporter, LossReporter, SliceSettings, serve
+from trainables.worker import SliceSettings
 
 log = logging.getLogger(__name__)
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-NAMESPACE: Final = "convscale"
-CHECK_EVERY_S: Final = 5.0
+NODE_ID: Final = "ray.io/node-id"
+CHECK_EVERY_S: Final = 1.0
 BROKER_ANSWERS_S: Final = 60.0
-START_ATTEMPTS: Final = 3
 SLOW_START_S: Final = 60.0
 GOING_HOME_S: Final = 20.0
 KILLED_S: Final = 30.0
@@ -44,18 +40,11 @@ REMOVED_S: Final = 5.0
 LONGEST_TEMP: Final = 30
 
 
-class FleetError(RuntimeError):
-    """The cluster or its slices could not be had; the message is one line."""
-
-
-class ClusterNotFoundError(FleetError):
-    """No Ray cluster answers at the address that was given."""
-
-
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """What to lease: `slices` of `workers` processes each, `cores` CPU threads a worker, on "cpu", "cuda", "tpu" or
-    "xla-cpu"; on "tpu" a worker takes `chips` TPU chips, all of its host's.
+    """What to lease: `slices` of `workers` processes each, `cores` CPU threads a worker, which train on `device`:
+    "cpu", "cuda", "tpu" or "xla-cpu". With a `topology` a slice is one of TPU hosts, a worker for each, which takes
+    its `chips`.
     """
 
     slices: int
@@ -64,16 +53,22 @@ class FleetPlan:
     device: str
     recycle_after: int | None
     max_errors: int
-    chips: int = 0
+    chips: int = CHIPS_PER_HOST
+    topology: Topology | None = None
 
     def resources(self) -> dict[str, float]:
         """What a worker asks of Ray."""
         wanted = {"CPU": float(self.cores)}
         if self.device == "cuda":
             wanted["GPU"] = 1.0
-        if self.device == "tpu":
+        if self.topology is not None:
             wanted["TPU"] = float(self.chips)
         return wanted
+
+    def needs(self) -> str:
+        """What a slice takes, for people."""
+        each = " and ".join(f"{self.workers * amount:g} {name}" for name, amount in self.resources().items())
+        return each if self.topology is None else f"a whole slice of tpu-{self.topology.accelerator} ({each})"
 
 
 class Fleet:
@@ -81,6 +76,10 @@ class Fleet:
 
     With `logs`, a folder, a cluster of one's own has its workers' warnings and errors in `logs/workers.log`, and Ray's
     own logs in `logs/ray` if it ends with an error. Those of a cluster that was joined stay where it has them.
+
+    Attributes:
+        capacity: trials that can run now: the slices that serve, at least 1. Slices may come and go.
+        at_first: how many slices to ask for at first (None: all); one more whenever all of those serve.
     """
 
     def __init__(self, plan: FleetPlan, *, address: str | None, logs: Path | None = None) -> None:
@@ -90,6 +89,8 @@ class Fleet:
         self.broker: Any = None
         self.patience_s = GOING_HOME_S
         self.say: Callable[[str], None] = log.info
+        self.capacity = 1
+        self.at_first: int | None = None
         self._leases: list[Lease] = []
         self._next_check = self._leased_at = 0.0
         self._missed = self._failed = False
@@ -123,27 +124,17 @@ class Fleet:
                 _temp_dir=str(self.scratch / "ray"),
             )
         else:
-            _check_address(self.address)
-            try:
-                ray.init(
-                    address=self.address,
-                    namespace=NAMESPACE,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env=_shipped_code(),
-                )
-            except ray.exceptions.AuthenticationError as error:
-                raise ClusterNotFoundError(
-                    f"--address {self.address}: the cluster wants another token ({_last_line(error)}); set "
-                    "RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to what it was started with"
-                ) from error
-            except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
-                raise ClusterNotFoundError(_not_found(self.address, error)) from error
+            join(self.address)
         self.broker = (
             ray.remote(Broker)
-            .options(name=self.broker_name, num_cpus=0, max_concurrency=10_000)
+            .options(name=self.broker_name, num_cpus=0, max_concurrency=10_000, label_selector={NODE_ID: self.node_id})
             .remote(plan.max_errors)
         )
+
+    @property
+    def node_id(self) -> str:
+        """The node that the driver is on; what the search itself needs runs there, for others may be taken away."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def resources(self) -> dict[str, float]:
         """What the cluster has in all: CPU, GPU and so on."""
@@ -154,12 +145,18 @@ class Fleet:
         return list(ray.nodes())
 
     def lease(self) -> None:
-        """Ask for the slices; they come up in the background, and trials start on each as soon as it is there."""
-        plan = self.plan
+        """Ask for the slices; they come up in the background, and trials start on each as soon as it is there.
+
+        Of those that are not there yet one at a time is asked for: each request is a process on the driver's node.
+        """
         self._leased_at = time.monotonic()
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
-        for number in range(plan.slices):
+        self._ask_for(self.plan.slices if self.at_first is None else min(self.at_first, self.plan.slices))
+
+    def _ask_for(self, slices: int) -> None:
+        plan = self.plan
+        for number in range(len(self._leases), slices):
             settings = SliceSettings(
                 name=f"slice-{number}",
                 broker=self.broker_name,
@@ -168,43 +165,47 @@ class Fleet:
                 cores=plan.cores,
                 recycle_after=plan.recycle_after,
                 log=str(self.logs / "workers.log") if self.logs is not None else None,
+                on_tpu_hosts=plan.topology is not None,
             )
-            self._leases.append(Lease(settings, plan.workers, plan.resources(), self.scratch))
+            joined = self.address is not None
+            self._leases.append(
+                Lease(settings, plan.workers, plan.resources(), self.scratch, plan.topology, joined=joined)
+            )
 
     def check(self) -> None:
         """Raise `FleetError` if the broker or a slice is lost for good, or cannot start; say once which slices are slow
-        to come up. Cheap: asks the broker every few seconds at most.
+        to come up; count those that serve. Cheap: asks the broker once a second at most.
         """
         for lease in self._leases:
             if lease.error is not None:
-                raise self._error(f"{lease.name} could not be kept: {_last_line(lease.error)}") from lease.error
+                raise self._error(f"{lease.name} could not be kept: {last_line(lease.error)}") from lease.error
         now = time.monotonic()
         if now < self._next_check:
             return
         self._next_check = now + CHECK_EVERY_S
         try:
-            status = ray.get(self.broker.status.remote(), timeout=BROKER_ANSWERS_S)
+            status = ray.get(self.broker.slices.remote(), timeout=BROKER_ANSWERS_S)
         except ray.exceptions.RayError as error:
             raise self._error(
-                f"the broker of the slices died ({_last_line(error)}); the same command goes on"
+                f"the broker of the slices died ({last_line(error)}); the same command goes on"
             ) from error
+        serving = {name for name, workers in status["ready"].items() if workers == self.plan.workers}
+        self.capacity = max(1, len(serving))
         for name, (times, text) in status["start_failures"].items():
             if times >= START_ATTEMPTS:
-                raise self._error(f"{name} cannot start its workers ({times} times): {_last_line(text)}")
-        missing = [lease.name for lease in self._leases if lease.name not in status["ready"]]
+                raise self._error(f"{name} cannot start its workers ({times} times): {last_line(text)}")
+        missing = [lease.name for lease in self._leases if lease.name not in serving]
+        if not missing and len(self._leases) < self.plan.slices:
+            self._ask_for(len(self._leases) + 1)
         if missing and not self._missed and now > self._leased_at + SLOW_START_S:
             self._missed = True
             free = ", ".join(f"{amount:g} {name}" for name, amount in self._free().items()) or "nothing"
-            self.say(f"waiting for {', '.join(missing)}: each needs {self._needs()}; the cluster has {free} free")
+            self.say(f"waiting for {', '.join(missing)}: each needs {self.plan.needs()}; the cluster has {free} free")
 
     def _error(self, text: str) -> FleetError:
         """The error to raise now; from here on Ray's own logs are worth keeping."""
         self._failed = True
         return FleetError(text if self.logs is None else f"{text}; see the logs in {shown(self.logs)}")
-
-    def _needs(self) -> str:
-        plan = self.plan
-        return " and ".join(f"{plan.workers * amount:g} {name}" for name, amount in plan.resources().items())
 
     @staticmethod
     def _free() -> dict[str, float]:
@@ -232,15 +233,24 @@ class Fleet:
             log.exception("Ray's own logs could not be kept")
 
     def _send_home(self) -> None:
+        """Have every slice's workers end, and with them their reservations: those that serve when they have been told,
+        those that are still waited for, and those that do not come home in time, by ending their controller, to which
+        all that they hold belongs.
+        """
         end = time.monotonic() + self.patience_s
         for lease in self._leases:
-            lease.over = True
+            lease.over.set()
         controllers: dict[str, Any] = {}
+        serving: set[str] = set()
         try:
             if self.broker is not None:
+                serving = set(ray.get(self.broker.slices.remote(), timeout=BROKER_ANSWERS_S)["ready"])
                 controllers = ray.get(self.broker.close.remote(), timeout=max(10.0, self.patience_s))
         except ray.exceptions.RayError as error:  # workers notice that themselves, and go home
             log.warning("the broker was gone at the end: %s", error)
+            serving = {lease.name for lease in self._leases}
+        for name in controllers.keys() - serving:
+            ray.kill(controllers[name])
         for lease in self._leases:
             lease.join(timeout=max(0.0, end - time.monotonic()))
         for lease in self._leases:
@@ -250,103 +260,6 @@ class Fleet:
                 lease.join(timeout=KILLED_S)
         if self.broker is not None:
             ray.kill(self.broker)
-
-
-def _check_address(address: str) -> None:
-    """Ray tries for minutes before it gives an address up; a port that nobody listens on is known at once."""
-    if address == "auto" or "://" in address:
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise ClusterNotFoundError(_not_found(address, error)) from error
-
-
-def _not_found(address: str, error: Exception) -> str:
-    return (
-        f"--address {address}: no Ray cluster answers ({_last_line(error)}); allowed: auto, or HOST:PORT of a cluster; "
-        "start one with: ray start --head"
-    )
-
-
-def _shipped_code() -> dict[str, Any] | None:
-    """This checkout, sent to every node of the cluster; None within a job that was submitted with its code."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
-    return {"working_dir": str(ROOT), "excludes": ["/.venv", "/.git", "/runs", "/tests", "/benchmarks"]}
-
-
-class _Lean:
-    """Leaves out two helper processes of each Ray Train run, seconds of start-up each: one manages Ray datasets, which
-    are not used here; the other frees the placement group if the controller dies, which Ray does by itself (the group
-    belongs to the controller).
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        not_needed = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-        every: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in every if type(callback).__name__ not in not_needed]
-
-
-class _Run(_Lean, DataParallelTrainer):  # type: ignore[misc]
-    pass
-
-
-class _TorchRun(_Lean, TorchTrainer):  # type: ignore[misc]
-    pass
-
-
-class Lease(threading.Thread):
-    """Holds one slice until its workers are sent home: a thread around one long Ray Train run, begun anew if its
-    controller dies.
-    """
-
-    def __init__(self, settings: SliceSettings, workers: int, resources: dict[str, float], scratch: Path) -> None:
-        super().__init__(name=settings.name, daemon=True)
-        self.settings, self.workers, self.resources, self.scratch = settings, workers, resources, scratch
-        self.error: Exception | None = None
-        self.over = False
-        self.start()
-
-    def run(self) -> None:
-        for _ in range(START_ATTEMPTS):
-            if not ray.is_initialized():  # Ray Train would start a cluster of its own
-                return
-            try:
-                self._hold()
-                return
-            except SystemExit:  # how a wait ends when Ray is shut down under it
-                return
-            except Exception as error:  # told by `Fleet.check`, in the driver's own thread
-                if self.over:
-                    return
-                log.warning("%s: its Ray Train run ended: %s", self.name, error)
-                failure = error
-        self.error = failure
-
-    def _hold(self) -> None:
-        settings = self.settings
-        trainer = _TorchRun if self.workers > 1 else _Run  # a lone worker needs no process group
-        trainer(
-            serve,
-            train_loop_config=asdict(settings),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers,
-                use_gpu="GPU" in self.resources,
-                use_tpu="TPU" in self.resources,
-                resources_per_worker=self.resources,
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"{settings.name}-{secrets.token_hex(3)}",
-                storage_path=str(self.scratch),
-                failure_config=ray.train.FailureConfig(max_failures=-1),
-                callbacks=[
-                    reporter(settings.name, settings.broker, settings.namespace)
-                    for reporter in (LossReporter, ControllerReporter)
-                ],
-            ),
-        ).fit()
 
 
 def _new_scratch() -> Path:
@@ -372,8 +285,3 @@ def _remove(folder: Path) -> None:
         if not folder.exists() or time.monotonic() > end:
             return
         time.sleep(0.1)
-
-
-def _last_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__

@@ -55,6 +55,7 @@ class Broker:
         self._limits = (max_errors, max_crashes)
         self._serving: dict[str, Order] = {}
         self._ready: dict[str, dict[int, dict[str, Any]]] = {}
+        self._nodes: dict[str, list[str]] = {}
         self._start_failures: dict[str, tuple[int, str]] = {}
         self._controllers: dict[str, Any] = {}
         self._turns: dict[str, int] = {}  # a call of `take` is void once its worker is lost or asks again
@@ -116,16 +117,26 @@ class Broker:
         """
         return {
             "ready": dict(self._ready),
+            "nodes": dict(self._nodes),
             "start_failures": dict(self._start_failures),
             "queued": len(self._queue),
             "serving": {name: order.trial for name, order in self._serving.items()},
         }
+
+    async def slices(self) -> dict[str, Any]:
+        """How many of each slice's workers are ready, and how often and why a slice failed to serve."""
+        ready = {name: len(ranks) for name, ranks in self._ready.items()}
+        return {"ready": ready, "start_failures": dict(self._start_failures)}
 
     # ---------------------------------------------------------------- the slices' side
 
     async def ready(self, slice_name: str, rank: int, facts: dict[str, Any]) -> None:
         """A worker of a slice has its process, imports and device, and is about to take its first trial."""
         self._ready.setdefault(slice_name, {})[rank] = facts
+
+    async def placed(self, slice_name: str, nodes: list[str]) -> None:
+        """A slice's workers have processes, on these nodes; they are not ready yet."""
+        self._nodes[slice_name] = nodes
 
     async def controlled_by(self, slice_name: str, controller: Any) -> None:
         """The actor that holds a slice, for a driver that must end it by force."""

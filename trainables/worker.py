@@ -2,33 +2,37 @@
 
 One long Ray Train run per slice runs `serve` on each of the slice's workers. The process keeps its imports, its
 device and its compiled graphs from trial to trial; `trainables.loop.train` makes sure that nothing else stays. This
-is the only file of the room that knows Ray.
+and its backend for TPUs (`trainables.xla_backend`) are the only files of the room that know Ray.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
 import ray.train
 from ray.train import UserCallback
-from ray.train.collective import broadcast_from_rank_zero
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.collective import barrier, broadcast_from_rank_zero
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from trainables.config import TrialConfig, TrialRefused
 from trainables.worker_log import warnings_to
+from trainables.xla_backend import one_group, teach_ray
 
 log = logging.getLogger(__name__)
 
 PROBE_S: Final = 20.0
+PORT_S: Final = 5.0
+SHUT_DOWN_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class SliceSettings:
     cores: int
     recycle_after: int | None = None
     log: str | None = None
+    on_tpu_hosts: bool = False
 
 
 class Recycle(Exception):  # noqa: N818 - a request, not an error
@@ -68,21 +73,32 @@ class LossReporter(UserCallback):  # type: ignore[misc]
         chains = {rank: causes(error) for rank, error in worker_exceptions.items()}
         if any(isinstance(cause, Recycle) for chain in chains.values() for cause in chain):
             return
-        facts = ray.get(broker.status.remote())["ready"].get(self.slice_name, {})
-        kind = loss_kind(chains, facts)
-        text = "; ".join(f"rank {rank}: {_told(chain)}" for rank, chain in sorted(chains.items()))
+        status = ray.get(broker.status.remote())
+        facts, nodes = status["ready"].get(self.slice_name, {}), status["nodes"].get(self.slice_name, ())
+        kind = loss_kind(chains, [fact["actor"] for fact in facts.values()], nodes)
+        text = "; ".join(f"worker {rank}: {_told(chain)}" for rank, chain in sorted(chains.items()))
         ray.get(broker.lost.remote(self.slice_name, kind, text[-8000:]))
 
 
-class ControllerReporter(ControllerCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: makes itself known to the broker, so that a run that hangs can be ended."""
+class ControllerReporter(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller: makes it known to the broker, so that a run that hangs can be ended, and tells on
+    which nodes its workers are, so that one that goes before they are ready is known as lost. `topology`: of TPU hosts.
+    """
 
-    def __init__(self, slice_name: str, broker: str, namespace: str) -> None:
-        self.slice_name, self.broker, self.namespace = slice_name, broker, namespace
+    def __init__(self, slice_name: str, broker: str, namespace: str, topology: str | None = None) -> None:
+        self.slice_name, self.broker, self.namespace, self.topology = slice_name, broker, namespace, topology
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        broker = ray.get_actor(self.broker, namespace=self.namespace)
-        ray.get(broker.controlled_by.remote(self.slice_name, ray.get_runtime_context().current_actor))
+        if self.topology is not None:
+            teach_ray(self.topology)
+        ray.get(self._broker().controlled_by.remote(self.slice_name, ray.get_runtime_context().current_actor))
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+        ray.get(self._broker().placed.remote(self.slice_name, nodes))
+
+    def _broker(self) -> Any:
+        return ray.get_actor(self.broker, namespace=self.namespace)
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
@@ -95,21 +111,36 @@ def causes(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def loss_kind(chains: dict[int, list[BaseException]], facts: dict[int, dict[str, Any]]) -> str:
+def loss_kind(chains: dict[int, list[BaseException]], ready: Sequence[Any], nodes: Sequence[str]) -> str:
     """Why a slice's workers are gone: "preempted", "crashed" or "errored" (the training loop raised).
 
-    `facts` are what the ranks said when they were ready. When one of several workers dies, the others raise errors of
-    their own (a lost connection), maybe first: what counts is whether every worker's node and process is still there.
+    `ready` are the actors of workers that were, `nodes` all that workers were on. When one of several workers dies, the
+    others raise errors of their own (a lost connection), maybe first: what counts is whether every worker's node and
+    process is still there.
     """
     every = [cause for chain in chains.values() for cause in chain]
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    if any(getattr(cause, "preempted", False) for cause in every) or any(
-        fact["node"] not in alive for fact in facts.values()
-    ):
+    if any(getattr(cause, "preempted", False) for cause in every) or _gone(nodes):
         return "preempted"
-    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in every):
-        return "crashed"
-    return "errored" if all(_answers(fact["actor"]) for fact in facts.values()) else "crashed"
+    died = any(isinstance(cause, ray.exceptions.RayActorError) for cause in every)
+    if not died and all(_answers(actor) for actor in ready):
+        return "errored"
+    if sum(node["Alive"] for node in ray.nodes()) > 1:  # a machine that is being shut down ends its processes first
+        time.sleep(SHUT_DOWN_S)
+    return "preempted" if _gone(nodes) else "crashed"
+
+
+def _gone(names: Sequence[str]) -> bool:
+    """Whether one of these nodes is gone. Ray takes seconds to notice that, its port refuses at once."""
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    return not all(name in nodes and _listens(nodes[name]) for name in names)
+
+
+def _listens(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PORT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _answers(actor: Any) -> bool:
@@ -133,7 +164,11 @@ def serve(settings: dict[str, Any]) -> None:
     slice_ = SliceSettings(**settings)
     broker = ray.get_actor(slice_.broker, namespace=slice_.namespace)
     try:
-        with warnings_to(slice_.log, slice_.name) if slice_.log else nullcontext():
+        with ExitStack() as stack:
+            if slice_.log:
+                stack.enter_context(warnings_to(slice_.log, slice_.name))
+            if slice_.on_tpu_hosts:
+                stack.enter_context(one_group(tpu=slice_.device == "tpu"))
             _serve(slice_, broker)
     except ray.exceptions.RayActorError:
         if _answers(broker):
@@ -148,7 +183,7 @@ def _serve(slice_: SliceSettings, broker: Any) -> None:
     """
     began = time.time()
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    leads, world = context.get_world_rank() == 0, context.get_world_size()
 
     import timm.models  # noqa: F401 - a second or two, which the first trial would count as its own start
     import torch
@@ -158,12 +193,13 @@ def _serve(slice_: SliceSettings, broker: Any) -> None:
 
     torch.set_num_threads(slice_.cores)
     runtime = select_runtime(slice_.device, cores=slice_.cores)
+    rank = runtime.workers.rank  # on TPUs not that of Ray Train
     here = ray.get_runtime_context()
     facts = {"pid": os.getpid(), "node": here.get_node_id(), "actor": here.current_actor}
     ray.get(broker.ready.remote(slice_.name, rank, {**facts, "import_s": time.time() - began}))
     served = 0
     while True:
-        order = _next_order(broker, slice_.name, rank, world)
+        order = _next_order(broker, slice_.name, world, leads=leads)
         if order is None:
             return
         trial, attempt = order["trial"], order["attempt"]
@@ -189,20 +225,22 @@ def _serve(slice_: SliceSettings, broker: Any) -> None:
         if rank == 0:
             report(ending)
             ray.get(pushes[-1])
+        if world > 1:  # whoever takes the next trial need not be who told of this one's end
+            barrier()
         served += 1
         if slice_.recycle_after and served >= slice_.recycle_after:
             raise Recycle(f"served {served} trials")
 
 
-def _next_order(broker: Any, slice_name: str, rank: int, world: int) -> dict[str, Any] | None:
-    """The slice's next order on every rank: rank 0 takes it, the others fetch the one it took."""
-    order: dict[str, Any] | None = ray.get(broker.take.remote(slice_name)) if rank == 0 else None
+def _next_order(broker: Any, slice_name: str, world: int, *, leads: bool) -> dict[str, Any] | None:
+    """The slice's next order on every worker: Ray Train's rank 0 takes it, the others fetch the one it took."""
+    order: dict[str, Any] | None = ray.get(broker.take.remote(slice_name)) if leads else None
     if world == 1:
         return order
     trial = broadcast_from_rank_zero(order["trial"] if order else "")
     if not trial:
         return None
-    return order if rank == 0 else ray.get(broker.order.remote(trial))
+    return order if leads else ray.get(broker.order.remote(trial))
 
 
 @contextmanager

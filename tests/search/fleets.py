@@ -14,14 +14,14 @@ from trainables.config import TrialConfig
 PATIENCE_S = 600.0
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until `condition` gives something true, and return that; fail after `PATIENCE_S`."""
-    end = time.monotonic() + PATIENCE_S
+def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """Wait until `condition` gives something true, and return that; fail after `patience_s`."""
+    end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if result := condition():
             return result
         time.sleep(0.02)
-    raise AssertionError(f"waited {PATIENCE_S:g} s for {what}")
+    raise AssertionError(f"waited {patience_s:g} s for {what}")
 
 
 class Driver:
@@ -63,14 +63,19 @@ class Driver:
         """Train one trial to its end; returns the last event."""
         return self.end(self.submit(config))[-1]
 
-    def pid(self, slice_name: str = "slice-0", rank: int = 0) -> int:
-        """The process of a slice's worker, once it is ready."""
+    def facts(self, slice_name: str = "slice-0", rank: int = 0) -> dict[str, Any]:
+        """What a slice's worker said of itself, once it is ready."""
 
         def ready() -> dict[str, Any] | None:
             facts: dict[str, Any] | None = ray.get(self.broker.status.remote())["ready"].get(slice_name, {}).get(rank)
             return facts
 
-        return int(until(ready, f"rank {rank} of {slice_name} to be ready")["pid"])
+        found: dict[str, Any] = until(ready, f"rank {rank} of {slice_name} to be ready")
+        return found
+
+    def pid(self, slice_name: str = "slice-0", rank: int = 0) -> int:
+        """The process of a slice's worker, once it is ready."""
+        return int(self.facts(slice_name, rank)["pid"])
 
     def stop(self, trial: str) -> None:
         ray.get(self.broker.stop.remote(trial))

@@ -10,11 +10,8 @@ from search.devices import (
     check_batches,
     check_precision_here,
     check_xla,
-    chips_of_cluster,
-    cores_of_cluster,
     cores_per_worker,
     device_here,
-    device_of_cluster,
     metered_cores,
     resolve_device,
     warnings_here,
@@ -77,20 +74,6 @@ def test_what_a_cluster_has_is_not_to_be_seen_from_here(device: str, there: int,
 
 
 @pytest.mark.parametrize(
-    ("resources", "device"),
-    [
-        ({"CPU": 8.0}, "cpu"),
-        ({"CPU": 8.0, "GPU": 2.0}, "cuda"),
-        ({"GPU": 0.0}, "cpu"),
-        ({}, "cpu"),
-        ({"CPU": 240.0, "TPU": 4.0, "TPU-v4-8-head": 1.0}, "tpu"),
-    ],
-)
-def test_auto_is_what_the_cluster_has(resources: dict[str, float], device: str) -> None:
-    assert device_of_cluster(resources) == device
-
-
-@pytest.mark.parametrize(
     ("compute", "cores"),
     [
         ({}, 8),
@@ -111,14 +94,6 @@ def test_workers_share_the_machines_cores(compute: dict[str, Any], cores: int) -
 )
 def test_no_worker_straddles_two_nodes(nodes: list[int], cores: int) -> None:
     assert cores_per_worker(study(slices=2), nodes) == cores
-
-
-def test_a_core_of_the_cluster_is_left_for_the_searchs_own_processes() -> None:
-    def node(alive: bool, **resources: float) -> dict[str, Any]:
-        return {"Alive": alive, "Resources": resources}
-
-    assert cores_of_cluster([node(True, CPU=8.0), node(False, CPU=64.0), node(True, GPU=1.0)]) == [0, 7]
-    assert cores_of_cluster([]) == []
 
 
 @pytest.mark.usefixtures("eight_cores")
@@ -209,16 +184,32 @@ def test_a_machine_is_one_slice_of_tpu(device: str, tpu_chips: Any) -> None:
         resolve_device(study(device=device, slices=2), own_cluster=True)
 
 
-@pytest.mark.parametrize("own_cluster", [True, False])
-def test_a_slice_of_several_hosts_is_refused_for_now(own_cluster: bool, tpu_chips: Any) -> None:
-    tpu_chips(4)
-    with pytest.raises(StudyError, match=r"^mini.yaml: compute.workers_per_slice: 2 given; allowed on tpu for now: 1"):
-        resolve_device(study(device="tpu", workers_per_slice=2), own_cluster=own_cluster)
+@pytest.mark.parametrize("there", [0, 4])
+def test_a_slice_of_several_hosts_is_no_one_machine(there: int, tpu_chips: Any) -> None:
+    tpu_chips(there)
+    of = study(device="tpu", accelerator="tpu-v4-16")
+    said = "a slice of tpu-v4-16 has 2 hosts, but this machine is one" if there else "this machine has no TPU"
+    with pytest.raises(StudyError, match=rf"^mini.yaml: compute.device: 'tpu' given, and {said}; .*--address"):
+        resolve_device(of, own_cluster=True)
+    assert resolve_device(of, own_cluster=False) == "tpu"
+
+
+@pytest.mark.parametrize("device", ["auto", "tpu"])
+def test_workers_of_a_slice_of_tpus_are_its_hosts(device: str) -> None:
+    said = "workers_per_slice: 4 given; allowed on tpu: the hosts of compute.accelerator; set device: tpu and accelera"
+    with pytest.raises(StudyError, match=rf"^mini.yaml: compute.{said}tor: tpu-v4-32, which has 4 hosts$"):
+        check_xla(study(device=device, workers_per_slice=4), "tpu")
+
+
+def test_xlas_cpu_device_is_one_process() -> None:
+    with pytest.raises(StudyError, match=r"^mini.yaml: compute.workers_per_slice: 2 given; allowed on xla-cpu: 1, for"):
+        check_xla(study(device="xla-cpu", workers_per_slice=2), "xla-cpu")
 
 
 def batches(device: str, workers: int = 1, **training: int) -> Study:
     text = "name: mini\ndata: {source: digits, image_size: 32}\nbudgets: [1e10 FLOPs]\n"
-    compute = f"compute: {{device: {device}, workers_per_slice: {workers}, cores_per_slice: 3}}"
+    named = f", accelerator: tpu-v4-{8 * workers}" if device == "tpu" else ""
+    compute = f"compute: {{device: {device}, cores_per_slice: 3{named}}}"
     return read_study(f"{text}training: {training!r}\n{compute}".replace("'", ""), source="mini.yaml")
 
 
@@ -258,14 +249,6 @@ def test_a_search_refuses_such_batches_before_its_cluster() -> None:
     assert resolve_device(batches("xla-cpu", batch_size=9, eval_batch_size=9), own_cluster=True) == "xla-cpu"
 
 
-def test_a_clusters_hosts_say_how_many_chips_a_worker_takes() -> None:
-    def node(**resources: float) -> dict[str, Any]:
-        return {"Alive": True, "Resources": resources}
-
-    assert chips_of_cluster([node(CPU=8.0), node(TPU=4.0), node(TPU=4.0)]) == 4
-    assert chips_of_cluster([node(CPU=8.0)]) == 0
-
-
 def test_what_runs_by_xla_has_every_precision_and_is_not_asked() -> None:
     check_precision_here(study_at("bfloat16", device="tpu"))
     check_xla(study_at("bfloat16"), "cpu")
@@ -275,4 +258,4 @@ def test_what_runs_by_xla_has_every_precision_and_is_not_asked() -> None:
 def test_core_hours_of_a_tpu_count_both_cores_of_every_chip(chips: int, cores: int, tpu_chips: Any) -> None:
     """Where there is none, those of a v4 host."""
     tpu_chips(chips)
-    assert metered_cores(study(workers_per_slice=2), "tpu") == cores
+    assert metered_cores(study(device="tpu", accelerator="tpu-v4-16"), "tpu") == cores

@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from search import slices
-from search.slices import Fleet, FleetError, FleetPlan
+from search.joining import FleetError
+from search.slices import Fleet, FleetPlan
 from tests.search.fleets import Driver, until
 from tests.search.test_warm_slices import trial
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from search import ray_logs
+from search.joining import FleetError
 from search.ray_logs import keep_ray_logs
-from search.slices import Fleet, FleetError, FleetPlan
+from search.slices import Fleet, FleetPlan
 
 PLAN = FleetPlan(slices=1, workers=1, cores=1, device="cpu", recycle_after=None, max_errors=2)
 

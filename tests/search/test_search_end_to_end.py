@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,22 @@ storage: STORAGE
 
 
 class Command:
-    """A `convscale` process in a process group of its own, marked so that whatever it starts can be found."""
+    """A `convscale` process in a process group of its own, marked so that whatever it starts can be found.
 
-    def __init__(self, *arguments: str | Path, cwd: Path) -> None:
+    `joins`: it has the token of this process's clusters, to join one. `program`: what is run instead of `convscale`.
+    """
+
+    def __init__(
+        self, *arguments: str | Path, cwd: Path, joins: bool = False, program: Sequence[str | Path] = (COMMAND,)
+    ) -> None:
         self.mark = uuid.uuid4().hex
         environment = {**os.environ, "CONVSCALE_TEST_MARK": self.mark}
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN") if not joins else ():
             environment.pop(name, None)
         self.log = cwd / f"output-{self.mark}.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [COMMAND, *map(str, arguments)],
+                [*program, *map(str, arguments)],
                 cwd=cwd,
                 env=environment,
                 stdout=log,

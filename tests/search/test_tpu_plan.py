@@ -140,9 +140,8 @@ def test_the_command_plans_for_a_device_that_is_not_here(tmp_path: Path, monkeyp
         out = io.StringIO()
         plan_study(Path("mini.yaml"), Console(file=out, width=300), device=device)
         assert (said in out.getvalue()) == (device is not None)
-    assert "a search refuses this: mini.yaml: compute.workers_per_slice: 2 given; allowed on tpu for now: 1" in (
-        out.getvalue()
-    )
+    refusal = "compute.workers_per_slice: 2 given; allowed on tpu: the hosts of compute.accelerator; set device: tpu"
+    assert f"a search refuses this: mini.yaml: {refusal}" in out.getvalue()
     Path("mini.yaml").write_text(STUDY.replace("batch_size: 64", "batch_size: 66"))
     with pytest.raises(StudyError, match="multiples of the 4 TPU chips"):
         plan_study(Path("mini.yaml"), Console(file=out), device="tpu-v4")

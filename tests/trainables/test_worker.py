@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,6 @@ from tests.trainables.trials import tiny_trial
 from trainables import worker
 from trainables.worker import LoopError, Recycle, causes, loss_kind, serve
 
-ALIVE = {"NodeID": "here", "Alive": True}
-
 
 class DrainedError(ActorDiedError):
     """What Ray raises for an actor on a node that was drained: `preempted` is set from its message there."""
@@ -27,17 +27,29 @@ class DrainedError(ActorDiedError):
 
 
 @pytest.fixture(autouse=True)
-def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: [ALIVE, {"NodeID": "gone", "Alive": False}])
-    monkeypatch.setattr(worker, "_answers", lambda actor: actor == "alive")
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two nodes that Ray takes for alive, of which one has just gone; and one that it knows to be gone."""
+
+    def node(name: str, listens: socket.socket, alive: bool = True) -> dict[str, Any]:
+        address, port = listens.getsockname()
+        return {"NodeID": name, "Alive": alive, "NodeManagerAddress": address, "NodeManagerPort": port}
+
+    with socket.create_server(("127.0.0.1", 0)) as here, socket.create_server(("127.0.0.1", 0)) as going:
+        nodes = [node("here", here), node("going", going), node("gone", here, alive=False)]
+        going.close()
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(worker, "_answers", lambda actor: actor == "alive")
+        monkeypatch.setattr(worker, "SHUT_DOWN_S", 0.0)
+        yield
 
 
-def facts(node: str = "here", actor: str = "alive") -> dict[int, dict[str, Any]]:
-    return {0: {"node": "here", "actor": "alive"}, 1: {"node": node, "actor": actor}}
+def facts(node: str = "here", actor: str = "alive") -> tuple[list[str], list[str]]:
+    """The actors of two workers that were ready, and their nodes."""
+    return ["alive", actor], ["here", node]
 
 
-def kind(error: BaseException, known: dict[int, dict[str, Any]]) -> str:
-    return loss_kind({0: causes(error)}, known)
+def kind(error: BaseException, known: tuple[list[str], list[str]]) -> str:
+    return loss_kind({0: causes(error)}, *known)
 
 
 def unhealthy(error: Exception) -> Exception:
@@ -58,6 +70,22 @@ def test_a_worker_on_a_drained_node_was_preempted() -> None:
 
 def test_a_worker_on_a_node_that_is_gone_was_preempted() -> None:
     assert kind(unhealthy(ActorDiedError()), facts(node="gone")) == "preempted"
+
+
+def test_a_worker_on_a_node_that_has_just_gone_was_preempted() -> None:
+    assert kind(unhealthy(ActorDiedError()), facts(node="going")) == "preempted"
+    assert kind(raised(RuntimeError("Connection reset by peer")), facts(node="going")) == "preempted"
+
+
+def test_a_worker_whose_node_goes_before_it_is_ready_was_preempted() -> None:
+    assert loss_kind({0: causes(unhealthy(ActorDiedError()))}, [], ["here", "going"]) == "preempted"
+    assert loss_kind({0: causes(unhealthy(ActorDiedError()))}, [], ["here", "here"]) == "crashed"
+
+
+def test_a_machine_that_ends_its_processes_before_it_goes_was_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, True, False])
+    monkeypatch.setattr(worker, "_listens", lambda node: next(answers))
+    assert kind(unhealthy(ActorDiedError()), facts()) == "preempted"
 
 
 def test_a_loop_that_raised_has_errored() -> None:

@@ -40,6 +40,7 @@ _OUT_OF_MEMORY: Final = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Error alloc
 _KIND: Final = 0x584C41  # "XLA": marks random state, which no other kind of device can take
 _METRIC_IS_LATE_S: Final = 0.05  # at most: it is written just after a program's values are there
 _MOST_AHEAD: Final = 8  # programs that wait for the device: each holds its part of a batch in the device's memory
+_OF_WHERE_IT_RUNS: Final = ("TPU_NAME", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_PORT")
 _KEYS_OF_ENVIRONMENT: Final = ("PJRT_DEVICE", "CPU_NUM_DEVICES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -324,7 +325,11 @@ def _cores(attributes: Sequence[dict[str, Any]]) -> int:
 def _environment() -> dict[str, str]:
     """What a compiled program depends on besides its graph: versions, hardware, and the compiler's settings."""
     facts = {name: os.environ.get(name, "") for name in _KEYS_OF_ENVIRONMENT}
-    facts |= {name: value for name, value in os.environ.items() if name.startswith("TPU_") and "HOSTNAME" not in name}
+    facts |= {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TPU_") and name not in _OF_WHERE_IT_RUNS  # a slice that comes back has others
+    }
     for library in ("torch", "torch_xla", "libtpu"):
         try:
             facts[library] = importlib.metadata.version(library)
