@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from clusters.tpu import CHIPS_PER_HOST, GENERATION, Topology
 
 Node = Mapping[str, Any]
+_PORT_S: Final = 5.0
 
 SLICE_NAME: Final = "ray.io/tpu-slice-name"
 NUMBER: Final = "ray.io/tpu-worker-id"
@@ -22,6 +24,15 @@ def labels_of(node: Node) -> Mapping[str, str]:
     """What a node says of itself."""
     labels: Mapping[str, str] = node.get("Labels") or {}
     return labels
+
+
+def listens(node: Node) -> bool:
+    """Whether a node is still there: when one goes Ray takes seconds to notice, its port refuses at once."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_PORT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def whole_slices(nodes: Iterable[Node], topology: Topology) -> dict[str, list[Node]]:

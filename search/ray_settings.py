@@ -10,7 +10,8 @@ from typing import Final
 _SETTINGS: Final = {
     # a worker's end is seen within this time; Ray's default of 2 s would hold every restart up
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # how long a run waits for what it reserved before it looks for other nodes; it tries again for ever
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # where it sees a node go it ends the workers without a word to our callbacks; Ray's errors tell of such nodes, too
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

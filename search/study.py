@@ -247,10 +247,7 @@ class Study(Section):
             if size % workers
         ]
         if cores is not None and cores < workers:
-            problems.append(
-                f"compute.cores_per_slice: {cores} given; "
-                f"allowed: compute.workers_per_slice ({workers}) or more; raise it"
-            )
+            problems.append(f"compute.cores_per_slice: {cores} given; allowed: {shared} ({workers}) or more; raise it")
         return problems
 
 

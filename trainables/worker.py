@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import traceback
@@ -24,6 +23,7 @@ from ray.train import UserCallback
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
+from clusters.hosts import listens
 from trainables.config import TrialConfig, TrialRefused
 from trainables.worker_log import warnings_to
 from trainables.xla_backend import one_group, teach_ray
@@ -31,7 +31,6 @@ from trainables.xla_backend import one_group, teach_ray
 log = logging.getLogger(__name__)
 
 PROBE_S: Final = 20.0
-PORT_S: Final = 5.0
 SHUT_DOWN_S: Final = 3.0
 
 
@@ -132,15 +131,7 @@ def loss_kind(chains: dict[int, list[BaseException]], ready: Sequence[Any], node
 def _gone(names: Sequence[str]) -> bool:
     """Whether one of these nodes is gone. Ray takes seconds to notice that, its port refuses at once."""
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    return not all(name in nodes and _listens(nodes[name]) for name in names)
-
-
-def _listens(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PORT_S).close()
-    except OSError:
-        return False
-    return True
+    return not all(name in nodes and listens(nodes[name]) for name in names)
 
 
 def _answers(actor: Any) -> bool:

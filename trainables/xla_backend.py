@@ -25,7 +25,7 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.util.placement_group import remove_placement_group
 
-from clusters.hosts import NUMBER, POD_TYPE, SLICE_NAME, whole_slices
+from clusters.hosts import NUMBER, POD_TYPE, SLICE_NAME, listens, whole_slices
 from clusters.tpu import CHIPS_PER_HOST, GENERATION, Topology
 
 log = logging.getLogger(__name__)
@@ -299,5 +299,5 @@ def idle_slices(wanted: Topology) -> list[str]:
     return [
         name
         for name, hosts in whole_slices(ray.nodes(), wanted).items()
-        if all(free.get(host["NodeID"], {}).get("TPU", 0.0) == CHIPS_PER_HOST for host in hosts)
+        if all(free.get(host["NodeID"], {}).get("TPU", 0.0) == CHIPS_PER_HOST and listens(host) for host in hosts)
     ]

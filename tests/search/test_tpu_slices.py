@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,13 @@ def tpus(cluster: FakeTpus) -> FakeTpus:
 
 
 @contextlib.contextmanager
-def leased(tpus: FakeTpus, count: int) -> Iterator[Driver]:
+def leased(tpus: FakeTpus, count: int, at_first: int | None = None) -> Iterator[Driver]:
     """So many slices, leased as a search leases them; their workers train on the CPU."""
     plan = FleetPlan(
         slices=count, workers=PAIR.hosts, cores=1, device="cpu", recycle_after=None, max_errors=2, topology=PAIR
     )
     with Fleet(plan, address=tpus.address) as fleet:
+        fleet.at_first = at_first
         fleet.lease()
         yield Driver(fleet)
 
@@ -88,7 +90,11 @@ def place(driver: Driver, slice_name: str, rank: int) -> tuple[str, str]:
 
 
 def test_slices_are_leased_whole_and_a_third_trial_waits(tpus: FakeTpus, tmp_path: Path) -> None:
-    with leased(tpus, 2) as driver:
+    with leased(tpus, 2, at_first=1) as driver:
+        until(
+            lambda: driver.fleet.check() or driver.fleet.capacity == 2,
+            "the second to be asked for once the first serves",
+        )
         places = {(name, rank): place(driver, name, rank) for name in ("slice-0", "slice-1") for rank in (0, 1)}
         # no host is shared, no slice is split, and ranks are in the hosts' order
         assert {places["slice-0", 0][0], places["slice-1", 0][0]} == {"a", "b"}
@@ -208,7 +214,10 @@ def test_a_worker_that_dies_as_it_is_told_who_it_is_leaves_no_slice_behind(tpus:
         scaling_config=scaling_of(PAIR.hosts, {"CPU": 1.0, "TPU": 4.0}, PAIR),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "train")),
     )
-    run.fit()
+    fitting = threading.Thread(target=run.fit, daemon=True)
+    fitting.start()
+    fitting.join(300)
+    assert not fitting.is_alive(), held()
     assert (tmp_path / "died").exists()
     wait_until_free()
 
@@ -275,7 +284,7 @@ def test_a_search_whose_driver_is_killed_leaves_every_chip_free_and_goes_on_to_i
     start: Callable[..., Command], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "tpus" / "run-1"
-    first = start(budget="3e10 FLOPs")
+    first = start(budget="1.5e10 FLOPs")
     wait_for(run, first, both_have_checkpoints)
     first.signal_group(signal.SIGKILL)
     first.wait()
@@ -284,7 +293,7 @@ def test_a_search_whose_driver_is_killed_leaves_every_chip_free_and_goes_on_to_i
     saved = {record["trial"] for record in before if record.event == "trial_checkpointed"}
     under_way = saved - {record["trial"] for record in before if record.event == "trial_ended"}
 
-    second = start(budget="3e10 FLOPs")
+    second = start(budget="1.5e10 FLOPs")
     assert second.wait() == 0, second.output
     wait_until_free()
     after = read_ledger(str(run))

@@ -247,3 +247,17 @@ def test_a_slice_that_fails_to_serve_is_counted_until_it_takes_a_trial() -> None
         assert (await broker.status())["start_failures"] == {}
 
     run(scenario())
+
+
+def test_a_slice_serves_when_all_of_its_workers_are_ready_and_not_after_it_was_lost() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.placed("slice-0", ["node-a", "node-b"])
+        assert (await broker.status())["nodes"] == {"slice-0": ["node-a", "node-b"]}
+        for rank in (1, 0):
+            await broker.ready("slice-0", rank, {"node": "a"})
+        assert (await broker.slices())["ready"] == {"slice-0": 2}
+        await broker.lost("slice-0", "preempted", "its node is gone")
+        assert await broker.slices() == {"ready": {}, "start_failures": {}}
+
+    run(scenario())

@@ -84,7 +84,7 @@ def test_a_worker_whose_node_goes_before_it_is_ready_was_preempted() -> None:
 
 def test_a_machine_that_ends_its_processes_before_it_goes_was_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, True, False])
-    monkeypatch.setattr(worker, "_listens", lambda node: next(answers))
+    monkeypatch.setattr(worker, "listens", lambda node: next(answers))
     assert kind(unhealthy(ActorDiedError()), facts()) == "preempted"
 
 
