@@ -6,7 +6,7 @@ TPU_VENV := .venv-tpu
 # Compiled bytecode halves the start-up time of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install gcs gcp tpu ssh tpu-compiler demo test lint bench clean
+.PHONY: install gcs gcp tpu tpu-compiler demo test lint bench clean
 
 install: $(VENV)/.installed
 
@@ -43,13 +43,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Debian's packages for the test that starts a cluster over SSH on this machine, where they can be installed; where not,
-# that test is skipped.
-ssh:
-	@{ test -x /usr/sbin/sshd && command -v rsync; } >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
-	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends openssh-server rsync; }
-
-test: lint tpu-compiler ssh
+test: lint tpu-compiler
 	$(BIN)/pytest
 
 bench: install

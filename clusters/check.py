@@ -10,12 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
 from clusters import keys, rays_own, safety, tpu_nodes
 
-RESERVED: Final = re.compile(r"\.example\.(?:org|com|net)$")
+EXAMPLES: Final = re.compile(r"192\.0\.2\.|198\.51\.100\.|203\.0\.113\.")
+"""How addresses begin that stand for others in documentation (RFC 5737)."""
+LONGEST_NAME: Final = 63
+"""Letters of a machine's name on Google Cloud."""
 NODES: Final = tpu_nodes.NODES
 
 
@@ -34,11 +38,14 @@ def check(config: object) -> Verdict:
         return Verdict(("empty; allowed: a cluster file for ray up; start from one of clusters/*.yaml",))
     if not isinstance(config, dict):
         return Verdict((f"a {type(config).__name__} given; allowed: a section of keys; start from clusters/*.yaml",))
+    if unreadable := list(keys.not_text(config)):
+        return Verdict(tuple(map(_one_line, unreadable)))
     problems = list(rays_own.of_schema(config))
     if _has_shape(config):
         provider, nodes = config["provider"], _nodes(config)
         problems += keys.unknown_keys(provider, nodes)
         problems += _counts(config)
+        problems += _mounts(config)
         if provider.get("type") == "local":
             problems += _local(config)
         whole = all({"node_config", "resources"} <= node.keys() for node in config.get(NODES, {}).values())
@@ -46,10 +53,14 @@ def check(config: object) -> Verdict:
             problems += tpu_nodes.complaints(config)
             problems += _google(config)
         problems += safety.complaints(config)
-    problems = list(dict.fromkeys(problems or rays_own.of_preparation(config)))
+    problems = list(dict.fromkeys(map(_one_line, problems or rays_own.of_preparation(config))))
     if problems:
         return Verdict(tuple(problems))
-    return Verdict((), _starts(config), tuple(_to_do(config)))
+    return Verdict((), _one_line(_starts(config)), tuple(map(_one_line, _to_do(config))))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _has_shape(config: Mapping[str, Any]) -> bool:
@@ -99,14 +110,31 @@ def _counts(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _mounts(config: Mapping[str, Any]) -> Iterator[str]:
+    mounts = config.get("file_mounts")
+    for remote, here in mounts.items() if isinstance(mounts, dict) else ():
+        if not (isinstance(here, str) and here):
+            yield f"file_mounts.{remote}: {here!r:.60} given; allowed: a path, as text; add what is copied there"
+
+
 def _local(config: Mapping[str, Any]) -> Iterator[str]:
     provider = config["provider"]
+    name = config.get("cluster_name")
+    if isinstance(name, str) and not re.fullmatch(r"[\w.-]+", name):
+        yield f"cluster_name: {name!r:.60} given; allowed: letters, digits, '-', '_' and '.'; change it"
+    fewest = config.get("min_workers", 0)
+    if not isinstance(fewest, int) or isinstance(fewest, bool) or fewest < 0:
+        yield f"min_workers: {fewest!r:.60} given; allowed: a whole number, 0 or more; change it"
     if "coordinator_address" not in provider:
         for key in ("head_ip", "worker_ips"):
             if _lacks(provider, key):
                 yield f"provider.{key}: missing; add the address{'es of the workers' * (key == 'worker_ips')}"
+    if isinstance(provider.get("head_ip"), str):  # Ray's schema wants text
+        yield from _address("provider.head_ip", provider["head_ip"])
     workers = provider.get("worker_ips")
     if isinstance(workers, list):
+        for number, worker in enumerate(workers):
+            yield from _address(f"provider.worker_ips[{number}]", worker)
         for address, times in Counter(map(str, workers)).items():
             if times > 1:
                 yield f"provider.worker_ips: {address} given {times} times; keep one of them"
@@ -116,18 +144,41 @@ def _local(config: Mapping[str, Any]) -> Iterator[str]:
         yield "auth.ssh_user: missing; add the user that the machines let in over SSH"
 
 
+def _address(where: str, given: object) -> Iterator[str]:
+    """Ray asks each machine for itself what a name means, and gives SSH the address: names do not work."""
+    try:
+        address = IPv4Address(given if isinstance(given, str) else "")
+    except ValueError:
+        yield (
+            f"{where}: {given!r:.60} given; allowed: an IPv4 address, as the other machines and this one see it, and "
+            "no name, user or port; change it"
+        )
+        return
+    if address.is_unspecified or address == IPv4Address("127.0.0.1"):
+        yield f"{where}: {given} given, by which every machine means itself; write the one that the others see"
+
+
 def _lacks(section: Mapping[str, Any], key: str) -> bool:
     """Whether a section has no such key; a misspelt one is complained of by its own name."""
     return key not in section and not any(keys.nearest(each, {key}) for each in section)
 
 
 def _google(config: Mapping[str, Any]) -> Iterator[str]:
-    name = config.get("cluster_name")
-    if isinstance(name, str) and not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
+    name, nodes = config.get("cluster_name"), config.get(NODES, {})
+    plain = {kind for kind, node in nodes.items() if not keys.is_tpu(node["node_config"])}
+    role = "worker" if plain - {config.get("head_node_type")} else "head"  # those of TPUs end in "tpu"
+    longest = LONGEST_NAME - len(f"ray--{role}-01234567-compute")
+    if isinstance(name, str) and not re.fullmatch(rf"[a-z][a-z0-9-]{{0,{longest - 1}}}", name):
         yield (
-            f"cluster_name: {name!r} given; allowed on Google Cloud: small letters, digits and "
-            "'-', opening with a letter; change it"
+            f"cluster_name: {name!r:.60} given; allowed on Google Cloud: small letters, digits and '-', opening with a "
+            f"letter, {longest} at most (Ray makes machines' names of it); change it"
         )
+    for kind in nodes:
+        if not re.fullmatch(r"[a-z0-9_-]{1,63}", kind):
+            yield (
+                f"{NODES}: {kind!r:.80} given; allowed on Google Cloud, where it is a label: small letters, digits, "
+                "'-' and '_', 63 at most; change it"
+            )
     if _lacks(config.get("auth", {}), "ssh_user"):
         yield "auth.ssh_user: missing; set it to ubuntu"
     head = config.get(NODES, {}).get(config.get("head_node_type"), {}).get("node_config", {})
@@ -167,11 +218,14 @@ def _to_do(config: Mapping[str, Any]) -> Iterator[str]:
         yield "set provider.project_id"
     for key in ("head_ip", "worker_ips"):
         given = provider.get(key)
-        if any(RESERVED.search(str(address)) for address in (given if isinstance(given, list) else [given])):
+        if any(EXAMPLES.match(str(address)) for address in (given if isinstance(given, list) else [given])):
             yield f"set provider.{key}"
     auth = config.get("auth") or {}
     if provider["type"] == "local" and auth.get("ssh_user") == "you":
         yield "set auth.ssh_user"
+    private = auth.get("ssh_private_key")
+    if isinstance(private, str) and not Path(private).expanduser().exists():
+        yield f"make {private}, which auth.ssh_private_key names"
     lacking = [
         path for path in map(str, config.get("file_mounts", {}).values()) if not Path(path).expanduser().exists()
     ]

@@ -92,7 +92,8 @@ def of_preparation(config: dict[str, Any]) -> Iterator[str]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             validate_config(prepare_config(copy.deepcopy(config)))
     except (KeyError, AttributeError, TypeError) as error:
-        yield f"Ray cannot read it ({type(error).__name__}: {error}); compare it with clusters/*.yaml"
+        near = f" (near {error})" if isinstance(error, KeyError) else ""
+        yield f"Ray cannot read it{near}, and does not say where it errs; compare it with clusters/*.yaml"
     except Exception as error:  # it raises what it likes: click's, its own, ValueError, AssertionError
         text = " ".join(str(error).split()) or type(error).__name__
         yield f"Ray refuses it: {text}"

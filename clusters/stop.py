@@ -1,13 +1,14 @@
-"""Ends what clusters/local.yaml started, and nothing else of the machine: `python -m clusters.stop [--here]`.
+"""Ends what clusters/local.yaml started, and nothing else there: `python -m clusters.stop [--here [--forget]]`.
 
 `ray stop` ends every Ray process of the user, other clusters' too. Here a process belongs to the cluster if its
 environment names the cluster's folder for temporary files, which its start commands set and every child inherits.
-Without `--here` the workers that the head knows of are ended, too, and the key and configuration that `ray up` left on
-the head are removed.
+With `--forget` also the copy of the token and the line in ~/.bashrc go. Without `--here` all of that is done on the
+workers that the head knows of, too, and the key and configuration that `ray up` left on the head are removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -26,7 +27,11 @@ MARK: Final = "CONVSCALE_CLUSTER"
 PATIENCE_S: Final = 10.0
 CONFIGURATION: Final = Path("~/ray_bootstrap_config.yaml")
 KEY: Final = Path("~/ray_bootstrap_key.pem")
-COMMAND: Final = "cd ~/convscale && .venv/bin/python -m clusters.stop --here"
+TOKEN: Final = Path("~/.convscale/cluster-token")
+BASHRC: Final = Path("~/.bashrc")
+OURS: Final = b"convscale/clusters/bin"
+"""What the line holds that the start commands of the head add to ~/.bashrc."""
+COMMAND: Final = "cd ~/convscale && .venv/bin/python -m clusters.stop --here --forget"
 
 
 def folder() -> Path:
@@ -48,12 +53,37 @@ def stop_here(temporary: Path) -> int:
     return len(found)
 
 
+def forget() -> None:
+    """Remove this machine's copy of the token, and the line in ~/.bashrc by which `ray down` comes here."""
+    TOKEN.expanduser().unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else, such as the token that the copy is of
+        TOKEN.expanduser().parent.rmdir()
+    bashrc = BASHRC.expanduser()
+    lines = bashrc.read_bytes().splitlines(keepends=True) if bashrc.exists() else []
+    if kept := [line for line in lines if OURS not in line]:
+        if kept != lines:
+            bashrc.write_bytes(b"".join(kept))
+    elif lines:
+        bashrc.unlink()
+
+
 def stop_workers(configuration: Path, key: Path) -> list[str]:
     """End the cluster on the workers named in what `ray up` left on the head; returns what could not be done."""
     if not configuration.exists():
         return []
-    config = json.loads(configuration.read_text())
-    options = ["BatchMode=yes", "StrictHostKeyChecking=no", f"UserKnownHostsFile={os.devnull}", "LogLevel=ERROR"]
+    try:
+        config = json.loads(configuration.read_text()) if _ours(configuration) else None
+    except ValueError:  # it was cut off while it was written
+        config = None
+    if config is None:
+        return [f"{configuration} does not tell this cluster's workers; they end by themselves within minutes"]
+    options = [
+        "BatchMode=yes",
+        "ServerAliveInterval=10",
+        "StrictHostKeyChecking=no",
+        f"UserKnownHostsFile={os.devnull}",
+        "LogLevel=ERROR",
+    ]
     ssh = ["ssh", *(part for option in (*options, "ConnectTimeout=10") for part in ("-o", option))]
     if key.exists():
         ssh += ["-o", "IdentitiesOnly=yes", "-i", str(key)]
@@ -66,6 +96,11 @@ def stop_workers(configuration: Path, key: Path) -> list[str]:
 
     with ThreadPoolExecutor(16) as pool:
         return [line for line in pool.map(stop, config["provider"].get("worker_ips", ())) if line]
+
+
+def _ours(configuration: Path) -> bool:
+    """Whether it is a configuration of this cluster: the head may have been made that of another since."""
+    return configuration.exists() and MARK.encode() in configuration.read_bytes()
 
 
 def _marked(mark: bytes) -> Iterator[int]:
@@ -93,13 +128,13 @@ def _in_turn(name: str, chosen: Sequence[str] | None) -> bool:
 
 def _end(pids: list[int], number: signal.Signals) -> None:
     """Signal processes and wait until they are gone, `PATIENCE_S` at most."""
+    ours = []
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; or the number is another's by now
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+            ours.append(pid)
     end = time.monotonic() + PATIENCE_S
-    while any(_alive(pid) for pid in pids) and time.monotonic() < end:
+    while any(_alive(pid) for pid in ours) and time.monotonic() < end:
         time.sleep(0.05)
 
 
@@ -118,7 +153,9 @@ def main(arguments: Sequence[str]) -> None:
         for line in stop_workers(configuration, key):
             print(line)
     print(f"{stop_here(folder())} processes of {folder()} ended")
-    if whole:
+    if whole or "--forget" in arguments:
+        forget()
+    if whole and _ours(configuration):
         configuration.unlink(missing_ok=True)
         key.unlink(missing_ok=True)
 

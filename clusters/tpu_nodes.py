@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +14,8 @@ REGION: Final = "us-central2"
 ZONE: Final = "us-central2-b"
 """The one zone that has TPU v4."""
 RUNTIME: Final = "tpu-ubuntu2204-base"
-RUNTIMES: Final = (RUNTIME, "tpu-vm-v4-base", "tpu-vm-v4-pt-1.13", "tpu-vm-v4-pt-2.0")
-"""What Google has for TPU v4."""
+RUNTIMES: Final = re.compile(r"tpu-ubuntu\d{4}-base|tpu-vm-[\w.-]+|v2-alpha-tpuv4[\w-]*")
+"""What Google's names for TPU v4's software look like, the frameworks' versions among them: tpu-vm-v4-pt-2.0."""
 NODES: Final = "available_node_types"
 
 
@@ -64,6 +65,9 @@ def cpus_of_hosts(config: Mapping[str, Any]) -> list[int]:
 def complaints(config: Mapping[str, Any]) -> Iterator[str]:
     """A line for each thing about the TPU nodes of a cluster file for Google Cloud that cannot be."""
     nodes: Mapping[str, Any] = config.get(NODES, {})
+    for name, node in nodes.items():
+        for resource in filter(_misspelt, node["resources"]):
+            yield f"{NODES}.{name}.resources.{resource}: unknown to Ray; did you mean {resource.upper()}?"
     tpus = {name: node for name, node in nodes.items() if is_tpu(node["node_config"])}
     for name, node in nodes.items():
         where = f"{NODES}.{name}"
@@ -146,11 +150,8 @@ def _runtime(where: str, config: Mapping[str, Any]) -> Iterator[str]:
     if given is None:
         if not any(nearest(key, {"runtimeVersion"}) for key in config):  # a misspelt one is complained of by its name
             yield f"{where}.runtimeVersion: missing; Google makes no TPU without; set it to {RUNTIME}"
-    elif given not in RUNTIMES:
-        yield (
-            f"{where}.runtimeVersion: {given!r} given; allowed on TPU v4: {', '.join(RUNTIMES)}; "
-            f"use {nearest(given, RUNTIMES) or RUNTIME}"
-        )
+    elif not (isinstance(given, str) and RUNTIMES.fullmatch(given)):
+        yield f"{where}.runtimeVersion: {given!r:.60} given; allowed on TPU v4: {RUNTIME} or tpu-vm-...; use {RUNTIME}"
 
 
 def _scheduling(where: str, given: object) -> Iterator[str]:
@@ -158,6 +159,10 @@ def _scheduling(where: str, given: object) -> Iterator[str]:
         if given is not None:
             yield f"{where}: {given!r} given; allowed: a section such as {{spot: true}}; write it so"
         return
+    for key in ("preemptible", "spot", "reserved"):
+        if not isinstance(given.get(key, False), bool):
+            yield f"{where}.{key}: {given[key]!r:.60} given; allowed: true or false; change it"
+            return
     chosen = [key for key in ("preemptible", "spot", "reserved") if given.get(key)]
     if len(chosen) > 1:
         yield f"{where}: {' and '.join(chosen)} given; allowed: one of them; remove the other"
@@ -165,7 +170,7 @@ def _scheduling(where: str, given: object) -> Iterator[str]:
 
 def _resources(where: str, resources: Mapping[str, Any], topology: Topology | None) -> Iterator[str]:
     chips = resources.get("TPU")
-    if chips != CHIPS_PER_HOST:
+    if chips != CHIPS_PER_HOST and not ("TPU" not in resources and any(map(_misspelt, resources))):
         said = "missing" if chips is None else f"{chips!r} given"
         why = ""
         if topology is not None and topology.hosts > 1 and chips in (topology.chips, topology.cores):
@@ -179,6 +184,11 @@ def _resources(where: str, resources: Mapping[str, Any], topology: Topology | No
             yield f"{where}.{name}: not of this slice; Ray adds {right} by itself; remove it"
         elif resources[name] != 1:
             yield f"{where}.{name}: {resources[name]!r} given; a slice has 1, and Ray adds it by itself; remove it"
+
+
+def _misspelt(resource: str) -> bool:
+    """Whether a resource is called almost like one of Ray's: it would count as one of the user's own."""
+    return resource.upper() in ("CPU", "GPU", "TPU") and resource != resource.upper()
 
 
 def _without_tpu(where: str, node: Mapping[str, Any]) -> Iterator[str]:

@@ -26,9 +26,9 @@ def check(
         problems, fine = judge(file)
         wrong |= bool(problems)
         for problem in problems:
-            print(f"convscale: {problem}", file=sys.stderr)
+            print(f"convscale: {' '.join(problem.split())}", file=sys.stderr)
         if fine:
-            print(fine)
+            print(" ".join(fine.split()))
     if wrong:
         raise typer.Exit(2)
 

@@ -6,6 +6,7 @@ environment that holds this repository's packages. What is real: sshd, keys, rsy
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -56,7 +57,7 @@ class Machines:
     """A context manager: machines at `addresses`, reached by the `ssh` that comes first on `laptop`'s PATH."""
 
     addresses: Sequence[str]
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="cv-", dir="/tmp")))
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="c", dir="/tmp")))
 
     def __post_init__(self) -> None:
         self.port, *self.ports = free_ports(5)
@@ -77,12 +78,20 @@ class Machines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes():
-            process.kill()
-        if self._sshd is not None:
-            self._sshd.kill()
-            self._sshd.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        finally:
+            if self._sshd is not None:
+                self._sshd.kill()
+                self._sshd.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def bashrc(self) -> str:
+        """What the machines' users have in ~/.bashrc."""
+        return f'PATH="{self.folder}/bin:$PATH"\n'
 
     def processes(self) -> list[psutil.Process]:
         """Living processes that came out of sessions on these machines."""
@@ -159,8 +168,8 @@ class Machines:
             )
             script.chmod(0o755)
         (checkout / ".venv" / ".installed").touch()
-        (home / ".bashrc").write_text(f'PATH="{self.folder}/bin:$PATH"\n')
-        (home / "tmp").mkdir()
+        (home / ".bashrc").write_text(self.bashrc)
+        (home / "t").mkdir()  # a short name: a socket's path may have 107 letters
 
     def _start_sshd(self) -> None:
         lines = [
@@ -176,11 +185,13 @@ class Machines:
             *(f"ListenAddress {address}:{self.port}" for address in self.addresses),
         ]
         for address, home in self.homes.items():
-            lines += [f"Match LocalAddress {address}", f"  SetEnv HOME={home} CONVSCALE_TMPDIR={home}/tmp"]
+            lines += [f"Match LocalAddress {address}", f"  SetEnv HOME={home} CONVSCALE_TMPDIR={home}/t"]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks itself in; Debian's service makes it
-        command = [str(SSHD), "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "sshd.log")]
+        # it lets a key in as the user who runs the tests, maybe root: it ends when they do, however that happens
+        guard = ["setpriv", "--pdeathsig", "KILL"]
+        command = [*guard, str(SSHD), "-D", "-f", f"{self.folder}/sshd_config", "-E", f"{self.folder}/sshd.log"]
         self._sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         end = time.monotonic() + 30
         for address in self.addresses:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -36,12 +40,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def changed(name: str, *changes: tuple[str, Any]) -> dict[str, Any]:
+def changed(name: str, *changes: tuple[Any, Any]) -> dict[str, Any]:
     """One of our files with values at dotted paths set, or taken out (GONE)."""
     document: dict[str, Any] = copy.deepcopy(FILES[name])
     for path, value in changes:
         section: Any = document
-        *above, last = path.split(".")
+        *above, last = path.split(".") if isinstance(path, str) else [path]
         for part in above:
             section = section[int(part) if isinstance(section, list) else part]
         key = int(last) if isinstance(section, list) else last
@@ -52,7 +56,7 @@ def changed(name: str, *changes: tuple[str, Any]) -> dict[str, Any]:
     return document
 
 
-def problem(name: str, *changes: tuple[str, Any]) -> str:
+def problem(name: str, *changes: tuple[Any, Any]) -> str:
     """The one problem of a changed file."""
     (line,) = check(changed(name, *changes)).problems
     assert "\n" not in line
@@ -66,7 +70,7 @@ def test_the_three_files_are_there() -> None:
 @pytest.mark.parametrize(
     ("name", "starts"),
     [
-        (LOCAL, "a head (head.example.org) and 2 workers, over SSH"),
+        (LOCAL, "a head (192.0.2.10) and 2 workers, over SSH"),
         (GCP, "a head (n2-standard-8) and 2 x v4-8 (2 hosts, 8 chips, 16 cores)"),
         (POD, "a head (n2-standard-8) and 1 x v4-32 (4 hosts, 16 chips, 32 cores)"),
     ],
@@ -80,8 +84,14 @@ def test_our_files_pass_and_it_is_said_what_they_start(name: str, starts: str) -
 
 def test_nothing_is_left_to_do_once_all_is_filled_in(tmp_path: Path) -> None:
     (tmp_path / "token").touch()
-    document = changed(GCP, ("provider.project_id", "mine"), ("file_mounts", {"~/token": str(tmp_path / "token")}))
-    assert check(document).to_do == ()
+    mounts = {"~/.convscale/cluster-token": str(tmp_path / "token")}
+    assert check(changed(GCP, ("provider.project_id", "mine"), ("file_mounts", mounts))).to_do == ()
+
+
+def test_a_key_that_is_not_there_is_left_to_do() -> None:
+    assert "make /none/key, which auth.ssh_private_key names" in (
+        check(changed(LOCAL, ("auth.ssh_private_key", "/none/key"))).to_do
+    )
 
 
 def test_what_is_to_be_copied_and_is_not_there_is_left_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,6 +156,13 @@ def test_our_files_open_with_how_to_check_start_submit_watch_and_take_down(name:
          f"{C}.runtimeVersion: missing; Google makes no TPU without; set it to "
          "tpu-ubuntu2204-base"),
         (GCP, {f"{C}.runtimeVersion": "tpu-ubuntu2204-bas"}, "use tpu-ubuntu2204-base"),
+        (GCP, {f"{C}.runtimeVersion": "v2-alpha-tpuv5"}, "'v2-alpha-tpuv5' given; allowed on TPU v4"),
+        (GCP, {f"{C}.runtimeVersion": 4}, f"{C}.runtimeVersion: 4 given; allowed on TPU v4"),
+        (GCP, {f"{C}.schedulingConfig": {"spot": "yes"}},
+         f"{C}.schedulingConfig.spot: 'yes' given; allowed: true or false"),
+        (GCP, {f"{N}.resources": {"tpu": 4}}, f"{N}.resources.tpu: unknown to Ray; did you mean TPU?"),
+        (GCP, {"available_node_types.head.resources": {"Cpu": 2}},
+         "available_node_types.head.resources.Cpu: unknown to Ray; did you mean CPU?"),
         (GCP, {f"{C}.schedulingConfig": {"spot": True, "reserved": True}},
          f"{C}.schedulingConfig: spot and reserved given; allowed: one of them"),
         (GCP, {f"{C}.schedulingConfig": "spot"}, f"{C}.schedulingConfig: 'spot' given; allowed: a section"),
@@ -162,6 +179,7 @@ def test_our_files_open_with_how_to_check_start_submit_watch_and_take_down(name:
         (GCP, {"max_workers": 1},
          "max_workers: 1 given, fewer than the min_workers of all nodes (2); raise it"),
         (GCP, {"max_workers": "two"}, "max_workers: 'two' given; allowed: a whole number; change it"),
+        (LOCAL, {"min_workers": "two"}, "min_workers: 'two' given; allowed: a whole number, 0 or more; change it"),
         (GCP, {"max_workers": -1}, "max_workers: -1 given; allowed: 0 or more; change it"),
         # keys, wherever they are
         (GCP, {"max_worker": 2}, "max_worker: unknown key; did you mean max_workers?"),
@@ -178,6 +196,16 @@ def test_our_files_open_with_how_to_check_start_submit_watch_and_take_down(name:
          "node_config.disk: unknown key; did you mean disks?"),
         (GCP, {"available_node_types.head.node_config": {"machinetype": "n2-standard-8"}},
          "node_config.machinetype: unknown key; did you mean machineType?"),
+        (GCP, {"available_node_types.head.node_config.disks.0.initializeParams": {"diskSizeGB": 100}},
+         "disks[0].initializeParams.diskSizeGB: unknown key; did you mean diskSizeGb?"),
+        (GCP, {"available_node_types.head.node_config.disks.0.autodelete": True},
+         "disks[0].autodelete: unknown key; did you mean autoDelete?"),
+        (GCP, {"available_node_types.head.node_config.disks": {"boot": True}},
+         "node_config.disks: {'boot': True} given; allowed: a list of sections"),
+        (GCP, {"available_node_types.head.node_config.machineType": None},
+         "node_config.machineType: None given; allowed: text"),
+        (GCP, {"available_node_types.head.node_config": {"sourceInstanceTemplate": "global/instanceTemplates/x"}},
+         "neither machineType nor acceleratorType; add machineType"),  # so does Ray
         (GCP, {"available_node_types.head.node_config": {}},
          "neither machineType nor acceleratorType; add machineType"),
         (GCP, {"auth.ssh_usr": "me", "auth.ssh_user": GONE},
@@ -185,7 +213,24 @@ def test_our_files_open_with_how_to_check_start_submit_watch_and_take_down(name:
         (LOCAL, {"provider.worker_ip": []}, "provider.worker_ip: unknown key; did you mean worker_ips?"),
         (LOCAL, {"rsync_excludes": []}, "rsync_excludes: unknown key; did you mean rsync_exclude?"),
         (LOCAL, {"nonsense": 1}, "nonsense: unknown key; remove it; allowed: cluster_name, "),
+        (GCP, {4: "x"}, "the file: key 4 given; allowed: text; write it in quotes"),
+        (GCP, {"available_node_types": {4: {}}}, "available_node_types: key 4 given; allowed: text"),
+        (GCP, {f"{N}.resources": {4: 1}}, f"{N}.resources: key 4 given; allowed: text"),
+        (GCP, {"setup_commands": [{True: 1}]}, "setup_commands[0]: key True given; allowed: text"),
         # what is missing, or of another kind
+        (LOCAL, {"file_mounts.x": None}, "file_mounts.x: None given; allowed: a path, as text"),
+        (GCP, {"cluster_name": "a" * 38}, "opening with a letter, 37 at most"),
+        (LOCAL, {"cluster_name": "a/b"}, "cluster_name: 'a/b' given; allowed: letters, digits"),
+        (GCP, {"available_node_types.V 4": {"resources": {}, "node_config": {"machineType": "n2-standard-8"}}},
+         "available_node_types: 'V 4' given; allowed on Google Cloud, where it is a label: small letters"),
+        (GCP, {"provider": {"type": "aws", "region": "us-west-2"}, "available_node_types": {
+            "head": {"resources": {}, "node_config": {"machineType": "n2-standard-8"}}}},
+         "head.node_config.machineType: a key of Google Cloud's, but provider.type is aws"),
+        *((LOCAL, {"provider.head_ip": given}, f"provider.head_ip: {given!r} given; allowed: an IPv4 address")
+          for given in ("head", "localhost", "me@192.0.2.1", "192.0.2.1:22", "10.0.0.300")),
+        (LOCAL, {"provider.head_ip": 7}, "provider.head_ip: 7 given; allowed: text; change it"),
+        (LOCAL, {"provider.worker_ips": ["192.0.2.11", 12]}, "provider.worker_ips[1]: 12 given; allowed: an IPv4"),
+        (LOCAL, {"provider.head_ip": "127.0.0.1"}, "127.0.0.1 given, by which every machine means itself"),
         (GCP, {"cluster_name": GONE}, "cluster_name: missing; add it"),
         (GCP, {"cluster_name": "My Cluster"},
          "cluster_name: 'My Cluster' given; allowed on Google Cloud: small letters"),
@@ -198,14 +243,14 @@ def test_our_files_open_with_how_to_check_start_submit_watch_and_take_down(name:
         (GCP, {"available_node_types.head.node_config.scheduling": {"preemptible": True}},
          "a head that may be taken away"),
         (LOCAL, {"provider.head_ip": GONE}, "provider.head_ip: missing; add the address"),
-        (LOCAL, {"provider.worker_ips": ["a", "b", "a"]},
-         "provider.worker_ips: a given 2 times; keep one of them"),
-        (LOCAL, {"provider.worker_ips": ["head.example.org"]},
-         "provider.worker_ips: head.example.org given, the head's"),
+        (LOCAL, {"provider.worker_ips": ["192.0.2.1", "192.0.2.2", "192.0.2.1"]},
+         "provider.worker_ips: 192.0.2.1 given 2 times; keep one of them"),
+        (LOCAL, {"provider.worker_ips": ["192.0.2.10"]},
+         "provider.worker_ips: 192.0.2.10 given, the head's"),
         (LOCAL, {"auth.ssh_user": GONE}, "auth.ssh_user: missing; add the user"),
     ],
 )  # fmt: skip
-def test_each_mistake_gives_its_one_line(name: str, changes: dict[str, Any], line: str) -> None:
+def test_each_mistake_gives_its_one_line(name: str, changes: dict[Any, Any], line: str) -> None:
     assert line in problem(name, *changes.items())
 
 
@@ -220,6 +265,17 @@ def test_each_mistake_gives_its_one_line(name: str, changes: dict[str, Any], lin
         ("RAY_AUTH_TOKEN_PATH=", f"RAY_AUTH_TOKEN={'a1' * 32} RAY_AUTH_TOKEN_PATH=", "has what looks like a secret"),
         ("ulimit -n 65536", "export HF_TOKEN=hunter2", "has what looks like a secret"),
         ("ulimit -n 65536", f"echo {'a1' * 32} > token", "has what looks like a token"),
+        ("ulimit -n 65536", "curl -H 'Authorization: Bearer hunter2' x", "has what looks like a secret"),
+        ("ulimit -n 65536", "login --user me --password hunter2", "has what looks like a secret"),
+        ("ulimit -n 65536", "export AWS_SECRET_ACCESS_KEY=hunter2", "has what looks like a secret"),
+        ("ulimit -n 65536", "git clone https://me:hunter2@example.org/x", "has what looks like a password"),
+        ("ulimit -n 65536", "jupyter lab --ip=0.0.0.0 &", "--ip 0.0.0.0 given; allowed: 127.0.0.1"),
+        ("ulimit -n 65536", "tensorboard --host '::' &", "--host :: given; allowed: 127.0.0.1"),
+        ("ray start", "ray  start --dashboard-host=0.0.0.0", "--dashboard-host 0.0.0.0 given"),
+        ("RAY_AUTH_TOKEN_PATH=", "X=", "wants its token in ~/.ray/auth_token, which file_mounts does not copy"),
+        (".convscale/cluster-token", "token", "wants its token in ~/token, which file_mounts does not copy; add"),
+        ("--autoscaling-config=~/ray_bootstrap_config.yaml", "", "without --autoscaling-config, so that no worker is"),
+        ("--head", "", "ray start without --head; add it"),
     ],
 )  # fmt: skip
 def test_a_cluster_that_is_open_to_others_is_refused(name: str, old: str, new: str, line: str) -> None:
@@ -239,6 +295,43 @@ def test_rays_own_start_commands_are_refused(name: str, section: str) -> None:
     assert problem(name, (section, GONE)).startswith(f"{section}: missing; Ray's own would start it without a token")
 
 
+@pytest.mark.parametrize("name", list(FILES))
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (":6379", ":6380", "--address $RAY_HEAD_IP:6380 given, but the head's --port is 6379; make them one"),
+        ("--address=", "--adress=", 'ray start without --address; add --address="$RAY_HEAD_IP:6379"'),
+    ],
+)
+def test_workers_that_would_not_find_the_head_are_refused(name: str, old: str, new: str, line: str) -> None:
+    section = "worker_start_ray_commands"
+    commands = [command.replace(old, new, 1) for command in FILES[name][section]]
+    assert problem(name, (section, commands)) == f"{section}[1]: {line}"
+
+
+@pytest.mark.parametrize("commands", [[], [" "]])
+def test_start_commands_that_start_nothing_are_refused(commands: list[str]) -> None:
+    line = problem(LOCAL, ("worker_start_ray_commands", commands))
+    assert line == "worker_start_ray_commands: empty, so that nothing starts; take it from clusters/*.yaml"
+
+
+@pytest.mark.parametrize("name", [GCP, POD])
+def test_whatever_runs_on_a_tpu_host_finds_the_library_of_the_interpreter(name: str, tmp_path: Path) -> None:
+    """torch_xla wants libpython, which uv's interpreter has in its own `lib`; drivers and workers inherit it."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    file = FILES[name]
+    for command in (file["head_start_ray_commands"][1], file["worker_start_ray_commands"][1],
+                    file["worker_setup_commands"][-1]):  # fmt: skip
+        before = re.split(r"ulimit|\.venv/bin/python -c 'import torch_xla'", command.partition(";")[2])[0]
+        said = subprocess.run(
+            ["bash", "-c", f'{before} echo "$LD_LIBRARY_PATH"'],
+            cwd=tmp_path, env={**os.environ, "LD_LIBRARY_PATH": "/theirs"}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert said.stdout == f"{sys.base_prefix}/lib:/theirs\n"
+    assert file["worker_setup_commands"][-1].endswith("; .venv/bin/python -c 'import torch_xla'")
+
+
 def test_a_key_in_the_file_is_refused() -> None:
     credentials = {"type": "credentials_token", "credentials": "anything"}
     line = problem(GCP, ("provider.gcp_credentials", credentials))
@@ -250,12 +343,32 @@ def test_what_only_names_a_secret_is_none() -> None:
     setup = [
         "git checkout 29243c5d0e1f2a3b4c5d6e7f8091a2b3c4d5e6f7",
         'export HF_TOKEN="$(cat ~/.hf)" WANDB_API_KEY=$KEY',
+        "export HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+        f"echo '{'0a' * 32}  x.tar' | sha256sum --check",
+        f"echo '{'0a' * 16}  x.tar' | md5sum --check",
+        'login --password "$PASSWORD" https://me:$PASSWORD@example.org',
+        'curl -H "Authorization: Bearer $(cat ~/.hf)" https://example.org/x',
     ]
-    assert check(changed(LOCAL, ("setup_commands", setup))).problems == ()
+    mounts = FILES[LOCAL]["file_mounts"] | {"~/.hf/token": "secrets/hf-token"}
+    changes = [("setup_commands", setup), ("file_mounts", mounts), ("cluster_name", "c0ffee" * 6)]
+    assert check(changed(LOCAL, *changes)).problems == ()
+
+
+@pytest.mark.parametrize("version", ["tpu-vm-v4-pt-2.0", "tpu-vm-tf-2.16.1-pod-pjrt", "tpu-ubuntu2404-base"])
+def test_other_software_for_tpu_v4_is_not_refused(version: str) -> None:
+    assert check(changed(GCP, (f"{CONFIG}.runtimeVersion", version))).problems == ()
+
+
+@pytest.mark.parametrize(
+    "changes", [[("cluster_name", "a" * 37)], [("provider.worker_ips", ["127.0.0.2", "10.0.0.3"])]]
+)
+def test_what_just_passes(changes: list[tuple[str, Any]]) -> None:
+    name = LOCAL if "provider" in changes[0][0] else GCP
+    assert check(changed(name, *changes)).problems == ()
 
 
 def test_what_ray_alone_knows_is_told_in_its_words() -> None:
-    assert problem(LOCAL, ("docker", {"image": "ray"})).startswith("Ray ")
+    assert problem(LOCAL, ("docker", {"image": "ray"})).startswith("Ray refuses it: ")
 
 
 @pytest.mark.parametrize(
@@ -305,5 +418,8 @@ def test_anything_in_the_place_of_anything_is_no_crash(name: str, data: st.DataO
         if not isinstance(section[key], (dict, list)) or not section[key] or data.draw(st.booleans()):
             break
         section = section[key]
-    section[key] = data.draw(SCRAPS)
-    assert all(line and "\n" not in line for line in check(document).problems)
+    if isinstance(section, dict) and data.draw(st.booleans()):
+        section[data.draw(st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=5))] = section.pop(key)
+    else:
+        section[key] = data.draw(SCRAPS)
+    assert all(line and line.splitlines() == [line] for line in check(document).problems)

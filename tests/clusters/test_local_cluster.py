@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,7 @@ from tests.search.fleets import until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(LACKING), reason=f"{' and '.join(LACKING)} not installed: make ssh, as root, installs them"
-    ),
+    pytest.mark.skipif(bool(LACKING), reason=f"{' and '.join(LACKING)} not installed: .ci/run installs them, as root"),
 ]
 # 127.0.0.1 is none of them: Ray takes it for "this machine", and announces another address
 ADDRESSES: Final = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -46,7 +46,9 @@ import json, time, ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import search
 ray.init("auto", log_to_driver=False)
-while sum(node["Alive"] for node in ray.nodes()) < NODES:
+end = time.monotonic() + 300
+while (alive := sum(node["Alive"] for node in ray.nodes())) < NODES:
+    assert time.monotonic() < end, alive
     time.sleep(0.1)
 
 @ray.remote(num_cpus=1)
@@ -169,7 +171,14 @@ def test_the_pages_are_on_the_loopback_interface_only(cluster: Cluster) -> None:
     assert {place.ip for place in listening if place.port in pages} <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
-def test_down_ends_this_cluster_and_nothing_else_and_leaves_nothing(cluster: Cluster) -> None:
+def test_what_a_cluster_keeps_is_for_its_user_alone(cluster: Cluster) -> None:
+    for home in cluster.machines.homes.values():
+        (folder,) = (home / "t").glob("convscale-*")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((home / ".convscale" / "cluster-token").stat().st_mode) == 0o600
+
+
+def test_down_ends_this_cluster_and_nothing_else_and_leaves_the_installed_code_alone(cluster: Cluster) -> None:
     machines = cluster.machines
     # a Ray process of another cluster, by all that `ray stop` goes by
     (machines.folder / "raylet").symlink_to(str(shutil.which("sleep")))
@@ -185,8 +194,39 @@ def test_down_ends_this_cluster_and_nothing_else_and_leaves_nothing(cluster: Clu
         other.wait()
     until(lambda: not machines.processes(), "everything to end")
     for home in machines.homes.values():
-        assert list((home / "tmp").iterdir()) == []
-        assert list(home.glob("ray_bootstrap*")) == []
+        assert list((home / "t").iterdir()) == []
+        assert (home / ".bashrc").read_text() == machines.bashrc
+        assert {path.name for path in home.iterdir()} <= {".bashrc", ".cache", ".config", "convscale", "t"}
+    assert (Path(cluster.env["HOME"]) / ".convscale" / "token").exists()
     for port in machines.ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((ADDRESSES[0] if port == machines.ports[0] else "127.0.0.1", port), timeout=10)
+
+
+def test_the_machines_let_nobody_in_once_the_tests_were_killed(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from tests.clusters.machines import Machines
+with Machines(["127.0.0.5"], Path(sys.argv[1])) as machines:
+    print(machines.port, flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tests:
+        assert tests.stdout is not None
+        port = int(tests.stdout.readline())
+        try:
+            assert listens("127.0.0.5", port)
+        finally:
+            tests.kill()
+    until(lambda: not listens("127.0.0.5", port), "the SSH server to end", patience_s=10)
+
+
+def listens(address: str, port: int) -> bool:
+    """Whether somebody does."""
+    try:
+        socket.create_connection((address, port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
