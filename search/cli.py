@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 # Rights, room, and files in the place of folders: whatever else goes wrong with a file is not the user's to mend.
 MENDABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
-                   errno.EEXIST)  # fmt: skip
+                   errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
 app.add_typer(data_cli.app, name="data")
 app.add_typer(cluster_cli.app, name="cluster")
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]

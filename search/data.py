@@ -21,12 +21,19 @@ class Counts:
 def open_data(study: Study) -> Splits:
     """The study's data.
 
-    Raises `StudyError`, by the name of the study's file, if they cannot be used as given, or are not as declared.
+    Raises `StudyError`, by the name of the study's file, if they cannot be used as given or reached, or are not as
+    declared.
     """
     try:
         splits = open_splits(study.data_config())
     except DataError as error:
         raise StudyError(f"{study.source}: {error}") from error
+    except OSError as error:
+        where = error.filename or study.data_config().path
+        raise StudyError(
+            f"{study.source}: data.path: {where!r} cannot be read ({error.strerror or error}); mend that, or give "
+            "another"
+        ) from error
     declared = study.data.declared
     if declared is not None:
         found = {

@@ -71,9 +71,21 @@ def index(
     classes: Annotated[
         Path | None, typer.Option(help="A file of the classes' names, a line each, in the order of their numbers.")
     ] = None,
+    bad_images: Annotated[
+        str, typer.Option(help="An example without an image or a class is an error, or is left out and told (skip).")
+    ] = "error",
     workers: Workers = None,
 ) -> None:
     """Make WebDataset shards that are there already a data set, as they are; reads each once, and goes on likewise."""
     from search.data_commands import index_shards
 
-    index_shards(address, train=train, heldout=heldout, label=label, image=image, classes=classes, workers=workers)
+    index_shards(
+        address,
+        train=train,
+        heldout=heldout,
+        label=label,
+        image=image,
+        classes=classes,
+        bad_images=bad_images,
+        workers=workers,
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from search.formats import duration, number
 from search.terminal import tell
 from trainables.data import DataError
-from trainables.data.building import Plan, alone, begin, finish
+from trainables.data.building import alone, begin, finish
 from trainables.data.converting import Conversion, plan_conversion
 from trainables.data.crew import Progress as Done
 from trainables.data.crew import do_all
+from trainables.data.jobs import Plan
 from trainables.data.shards import Manifest
 from trainables.data.storage import Storage, is_address, open_storage
 from trainables.data.webdatasets import plan_index
@@ -55,7 +58,7 @@ def convert_folder(
     Raises:
         DataError: a mistake of the user's, in one line.
     """
-    console, processes = Console(), _processes(workers)
+    console, processes, folder = Console(), _processes(workers), _of_this_machine(folder)
     _check_apart(folder, address)
     conversion = Conversion(
         folder, _bytes(shard_size), seed, held_out_fraction, split_seed, image_size, _bad_images(bad_images)
@@ -63,6 +66,8 @@ def convert_folder(
     storage = _writable(address)
     with _looking(console, f"Looking at the files of {folder}"):
         work = plan_conversion(conversion, storage)
+    if storage.remote:
+        _check_spool(min(processes * conversion.shard_size, work.size), processes)
     for line in work.warnings:
         tell(console, line)
     _make(work.plan, address, console, workers=processes, images=work.images, size=work.size)
@@ -76,12 +81,21 @@ def index_shards(
     label: str,
     image: str | None,
     classes: Path | None,
+    bad_images: str,
     workers: int | None,
 ) -> None:
     """Make shards that are there a data set, or go on with that, and tell the outcome. Raises as `convert_folder`."""
     console, processes = Console(), _processes(workers)
-    names = None if classes is None else _names(classes)
-    plan = plan_index(_writable(address), {"train": train, "heldout": heldout}, label=label, image=image, classes=names)
+    names, bad, storage = None if classes is None else _names(classes), _bad_images(bad_images), _writable(address)
+    with _looking(console, "Looking for the shards"):
+        plan = plan_index(
+            storage,
+            {"train": train, "heldout": heldout},
+            label=label,
+            image=image,
+            classes=names,
+            bad_images=bad,
+        )
     _make(plan, address, console, workers=processes)
 
 
@@ -90,17 +104,19 @@ def _make(
 ) -> None:
     began_s = time.monotonic()
     try:
-        manifest = begin(plan)
-        if manifest is not None:
-            tell(console, f"{address} holds these already: {_described(manifest)}")
-            _tell_section(console, address)
-            return
         with alone(plan.storage):
+            if (there := begin(plan)) is not None:
+                tell(console, f"{address} holds these already: {_described(there)}")
+                _tell_section(console, address)
+                return
             with _shown(console, images, size) as show:
                 done = do_all(plan, workers=workers, tell=show)
-            manifest = finish(plan)
+            manifest, unused = finish(plan)
     except KeyboardInterrupt:
         tell(console, f"Interrupted after {_time(began_s)}; the same command goes on from here")
+        raise
+    except RuntimeError:
+        tell(console, "A mistake of convscale's own, which follows; what is done stays, and the same command goes on")
         raise
     except OSError as error:
         if not plan.storage.remote and not plan.shards.remote:
@@ -111,9 +127,11 @@ def _make(
         ) from error
     before = f" ({done.images_before:,} of them before)" if done.images_before else ""
     tell(console, f"{_described(manifest)}{before}, in {_time(began_s)}")
-    if left_out := done.left_out:
+    if unused:
+        tell(console, f"{unused:,} of the classes have no image to train on")
+    if left_out := [name.encode("utf-8", "backslashreplace").decode() for name in done.left_out]:
         more = f", and {len(left_out) - _MOST_NAMED:,} more" if len(left_out) > _MOST_NAMED else ""
-        tell(console, f"Left out, for they cannot be read: {', '.join(left_out[:_MOST_NAMED])}{more}")
+        tell(console, f"Left out, {len(left_out):,} that cannot be used: {', '.join(left_out[:_MOST_NAMED])}{more}")
     _tell_section(console, address)
 
 
@@ -235,6 +253,28 @@ def _names(path: Path) -> tuple[str, ...]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"--classes: {str(path)!r} has {len(names)} names; allowed: two or more, none twice")
     return names
+
+
+def _of_this_machine(folder: str) -> str:
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", folder)  # of an address a path has one slash left
+    if found is None:
+        return folder
+    if found[1] != "file":
+        raise DataError(
+            f"FOLDER: {found[1]}://{found[2]} given; allowed: a folder of this machine; copy the images there"
+        )
+    return f"/{found[2]}"
+
+
+def _check_spool(needed: int, workers: int) -> None:
+    """Each process writes its shard to a file here, before it is sent off."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder!r} has {free / 1e9:,.3g} GB left, and {workers} processes write shards of {needed / 1e9:,.3g} GB "
+            "there before they are sent off; make room, set TMPDIR, or give fewer --workers or a smaller --shard-size"
+        )
 
 
 def _writable(address: str) -> Storage:

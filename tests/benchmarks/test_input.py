@@ -32,6 +32,12 @@ def test_each_round_has_the_speed_of_ours_and_of_both_peers(place: Place, monkey
     assert min(min(speed.wall, speed.cpu) for speed in found[0].values()) > 0
 
 
+def test_there_are_held_out_images_for_all_rounds() -> None:
+    window = Window()
+    batches = 1 + (1 + benchmark._ROUNDS["val"]) * (window.before + window.batches)
+    assert batches * benchmark.BATCH_SIZE <= benchmark._PHOTOGRAPHS * benchmark._HELDOUT_COPIES
+
+
 def test_evaluation_is_measured_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "BATCH_SIZE", 4)
     ways = contenders(place, "val", workers=1)
@@ -46,6 +52,22 @@ def test_a_ratio_is_against_the_faster_peer_of_each_round() -> None:
     ]
     assert benchmark._ratios(rounds, "ours", "wall") == [1.5, 2.0]
     assert benchmark._ratios(rounds, "ours", "cpu") == [2.0, 3.0]
+    assert benchmark._of_medians(rounds, "ours", "wall") == 2.4
+    assert benchmark._of_medians(rounds, "ours", "cpu") == 2.4
+
+
+def test_cores_of_a_host_are_told_by_cpu_time_and_by_wall_time_and_not_of_two_threads() -> None:
+    rounds = [{"ours, folder": Speed(600, 500), "ours, threads": Speed(900, 600), "torchvision": Speed(400, 250)}]
+    said = benchmark._cores_of_a_host("train", rounds, cores=2)
+    assert said.endswith("a process for each core: ours, folder 11 / 19, torchvision 22 / 28.")
+
+
+def test_what_never_rests_is_waited_for_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_MOST_REST_S", 0.0)
+    ticks = iter(range(100))
+    monkeypatch.setattr(benchmark, "_cpu_s", lambda: float(next(ticks)))
+    benchmark._wait_for_rest()
+    assert next(ticks) == 1
 
 
 def test_data_that_end_before_the_measurement_are_no_speed() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import trainables.data.remote
 from search.data import counts_of, open_data
 from search.study import Study, StudyError, read_study
 from tests.trainables.shard_sets import write_shards
@@ -26,6 +27,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.data.remote, "_WAITS_S", ())
+
+
 def write() -> None:
     write_shards("images", train=[(0, b"x")] * 6, heldout=[(2, b"x")] * 2)
 
@@ -41,6 +47,13 @@ def test_data_that_are_not_here_are_taken_as_declared_and_that_is_said() -> None
 def test_a_search_needs_the_data() -> None:
     with pytest.raises(StudyError, match=r"^mini.yaml: data.path: 'images' does not exist; give a folder or"):
         open_data(study())
+
+
+def test_a_storage_that_cannot_be_reached_is_one_line() -> None:
+    with pytest.raises(
+        StudyError, match=r"^mini.yaml: data.path: 'http://127.0.0.1:9/x/dataset.json' cannot be read \(Can"
+    ):
+        open_data(study(path="http://127.0.0.1:9/x"))
 
 
 def test_data_that_are_here_are_opened() -> None:

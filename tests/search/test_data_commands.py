@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search import cli
+from search import cli, data_commands
 from tests.trainables.test_data_converting import picture
 from tests.trainables.test_data_sources import write_digits
 from trainables.config import DataConfig
 from trainables.data import open_splits
+from trainables.data.building import alone
+from trainables.data.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +80,9 @@ def test_shards_that_are_there_become_a_data_set(run: Callable[..., tuple[int, s
     status, out, _ = run(
         "index", "out", "--train", "train-*.tar", "--heldout", "heldout-{000000..000000}.tar", "--classes", "names.txt"
     )
-    assert (status, out[:60]) == (0, "6 images to train on and 3 held out, of 4 classes, in 2 shar")
+    told = "Looking for the shards\n6 images to train on and 3 held out, of 4 classes, in 2 shards of "
+    assert (status, out[: len(told)]) == (0, told)
+    assert "1 of the classes have no image to train on" in out
     assert open_splits(DataConfig("shards", 8, path="out")).classes == tuple("abcd")
 
 
@@ -108,9 +113,18 @@ def test_shards_that_are_there_become_a_data_set(run: Callable[..., tuple[int, s
             "--classes: 'x' cannot be read (No such",
         ),
         (
-            ["index", "out", "--train", "a.tar", "--heldout", "a.tar"],
+            ["index", ".", "--train", "a.tar", "--heldout", "a.tar"],
             "a.tar' is given twice; give each shard once, to tr",
         ),
+        (
+            ["convert", "gs://bucket/x", "out"],
+            "FOLDER: gs://bucket/x given; allowed: a folder of this machine; copy the",
+        ),
+        (
+            ["convert", "images", "gs:/bucket/x"],
+            "'gs:/bucket/x' given; allowed: a folder, or an address with ://; write",
+        ),
+        (["convert", "images", "x" * 300], "(File name too long); mend that, or give another addr"),
         ([], "Missing command. See convscale --help."),
     ],
 )
@@ -119,11 +133,49 @@ def test_a_mistake_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
     write_digits(Path("images"), ".png", split=True)
+    Path("a.tar").touch()
     status, _, err = run(*arguments)
     assert status == 2
     assert err.startswith("convscale: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_a_second_command_is_refused_while_the_first_is_at_work(run: Callable[..., tuple[int, str, str]]) -> None:
+    """Before it looks at what there is, for the first may be about to finish."""
+    write_digits(Path("images"), ".png", split=True)
+    with alone(open_storage("out")):
+        status, _, err = run("convert", "images", "out")
+    assert status == 2
+    assert "out' is being written by another convscale data; wait for it to end" in err
+    assert not any(Path("out").iterdir())
+
+
+def test_too_little_room_for_what_is_sent_off_is_told(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_digits(Path("images"), ".png", split=True)
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr(data_commands, "_NOT_KEPT", {})
+    status, _, err = run("convert", "images", "memory://spooled", "--workers", "1")
+    assert status == 2
+    assert " GB there before they are sent off; make room, set TMPDIR, or give fewer --workers or a smaller" in err
+
+
+def test_a_mistake_of_ours_is_told_as_one_and_what_is_done_stays(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits(Path("images"), ".png", split=True)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("while making train-000000.tar")
+
+    monkeypatch.setattr(data_commands, "do_all", fail)
+    monkeypatch.setattr(sys, "argv", ["convscale", "data", "convert", "images", "out"])
+    with pytest.raises(RuntimeError, match=r"while making train-000000.tar"):
+        cli.main()
+    assert "A mistake of convscale's own, which follows; what is done stays, and" in capsys.readouterr().out
 
 
 def test_a_command_that_is_interrupted_says_so_and_goes_on_after(tmp_path: Path) -> None:

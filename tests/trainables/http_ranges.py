@@ -17,6 +17,8 @@ class Served:
     address: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     failing: int = 0
+    fails_from: int | None = None  # the number of the first request that it refuses for good
+    folder: str = ""
     ranges: bool = True
     together: threading.Barrier | None = None  # requests wait here for each other
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -24,7 +26,7 @@ class Served:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
-    served = Served()
+    served = Served(folder=str(folder))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -40,6 +42,7 @@ def serving(folder: Path) -> Iterator[Served]:
             with served.lock:
                 served.asked.append((self.path, asked))
                 fails, served.failing = served.failing > 0, max(0, served.failing - 1)
+                fails |= served.fails_from is not None and len(served.asked) > served.fails_from
             if served.together is not None:
                 served.together.wait()
             path = folder / self.path.lstrip("/")
@@ -66,7 +69,10 @@ def serving(folder: Path) -> Iterator[Served]:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 256
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

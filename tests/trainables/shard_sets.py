@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainables.data.building import Count, Part, Plan, begin, do, finish
+from trainables.data.building import begin, do, finish
+from trainables.data.jobs import Count, Part, Plan
 from trainables.data.storage import Storage, open_storage
 from trainables.data.tars import TarWriter
 
@@ -27,6 +28,14 @@ class ListJob:
     @property
     def shard(self) -> str:
         return f"{self.split}-{self.number:06d}.tar"
+
+    @property
+    def part(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+    @property
+    def known_by(self) -> str:
+        return "always the same"
 
     def make(self, shards: Storage, count: Count) -> Part:
         with shards.writing(self.shard) as file:

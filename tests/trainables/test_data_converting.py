@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import psutil
 import pytest
 from PIL import Image
 
+import trainables.data.crew
 from trainables.config import DataConfig
 from trainables.data import DataError, open_splits
 from trainables.data.building import alone, begin, finish
-from trainables.data.converting import Conversion, plan_conversion
+from trainables.data.converting import Conversion, FolderJob, plan_conversion
 from trainables.data.crew import Progress, do_all
 from trainables.data.recode import smaller
 from trainables.data.shard_source import ShardSource
@@ -233,6 +235,83 @@ def test_what_an_interruption_left_half_done_is_done_again(folder: Path, tmp_pat
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
+def names_of(out: Path) -> list[str]:
+    """The keys of all images in shards."""
+    found = []
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found += [f"{path.name[:5]}{name[:9]}" for name in tar.getnames() if not name.endswith(".cls")]
+    return found
+
+
+@pytest.mark.parametrize("image_size", [None, 16])
+@pytest.mark.parametrize("grows", [True, False])
+def test_an_image_that_is_mended_as_an_error_says_is_taken_once_and_all_else_is_kept(
+    tmp_path: Path, image_size: int | None, grows: bool
+) -> None:
+    """Whatever it changes about how large shards become; every image is in the end in the data set, once."""
+    folder, random = tmp_path / "images", np.random.default_rng(0)
+    for number in range(240):
+        path = folder / "ab"[number % 2] / f"{number:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, size=(64 + 8 * int(random.integers(30)), 64)))
+    settings: dict[str, Any] = {"image_size": image_size, "shard_size": 2**16}
+    plan = plan_conversion(Conversion(str(folder), **settings), open_storage(str(tmp_path / "order"))).plan
+    job = next(job for job in reversed(plan.jobs) if job.split == "train")
+    assert isinstance(job, FolderJob)
+    bad = Path(job.files.path(0))  # of the last shard, so that there are finished ones
+    good = bad.read_bytes()
+    bad.write_bytes(good[:200] + (b"" if grows else bytes(len(good) - 200)))
+    with pytest.raises(DataError, match=r"^cannot read image"):
+        convert(folder, tmp_path / "out", **settings)
+    bad.write_bytes(good)
+    progress = convert(folder, tmp_path / "out", **settings)
+    assert progress.images_before >= 150
+    names = names_of(tmp_path / "out")
+    assert (len(names), len(set(names))) == (240, 240)
+    splits = open_splits(DataConfig("shards", 8, path=str(tmp_path / "out")))
+    if image_size is None:
+        there = open_splits(DataConfig("folder", 8, path=str(folder)))
+        assert sorted(contents(splits.train)) == sorted(contents(there.train))
+
+
+def test_a_part_of_other_images_than_its_job_has_is_done_again(folder: Path, tmp_path: Path) -> None:
+    """Such as by another sample of how much smaller images become."""
+    storage = open_storage(str(tmp_path / "out"))
+    plan = plan_conversion(Conversion(str(folder), shard_size=2**16), storage).plan
+    begin(plan)
+    do_all(plan, workers=1, tell=lambda progress: None)
+    cuts = {"share": 0.5, "train": [10, 48], "heldout": [12]}
+    (tmp_path / "out" / "making.json").write_text(json.dumps({"made_by": plan.made_by, "kept": cuts}))
+    again = plan_conversion(Conversion(str(folder), shard_size=2**16), storage).plan
+    assert [len(job.files) for job in again.jobs if isinstance(job, FolderJob)] == [10, 38, 12]
+    assert do_all(again, workers=1, tell=lambda progress: None).images_before == 12
+    finish(again)
+    names = names_of(tmp_path / "out")
+    assert len(open_splits(DataConfig("shards", 8, path=str(tmp_path / "out"))).train) == 48
+    assert len(set(names)) == 60
+
+
+def test_processes_that_do_not_stop_are_ended_all_together_and_leave_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for an image that never comes."""
+    for path in folder.rglob("*.jpeg"):
+        path.unlink()
+        os.mkfifo(path)
+    monkeypatch.setattr(trainables.data.crew, "_PATIENCE_S", 0.0)
+    plan = plan_conversion(Conversion(str(folder), shard_size=2**16), open_storage(str(tmp_path / "out"))).plan
+    begin(plan)
+
+    def interrupt(_: Progress) -> None:
+        if [*(tmp_path / "out").glob("*.aside")]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do_all(plan, workers=2, tell=interrupt)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["making.json"]
+
+
 def test_a_process_at_work_that_is_killed_is_one_line(folder: Path, tmp_path: Path) -> None:
     work = plan_conversion(Conversion(str(folder), shard_size=2**16), open_storage(str(tmp_path / "out")))
     begin(work.plan)
@@ -253,13 +332,14 @@ def test_a_process_at_work_that_is_killed_is_one_line(folder: Path, tmp_path: Pa
 def test_two_at_a_time_are_refused(folder: Path, tmp_path: Path) -> None:
     work = plan_conversion(Conversion(str(folder)), open_storage(str(tmp_path / "out")))
     begin(work.plan)
-    with open(tmp_path / "out" / "making.json") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with (
-            pytest.raises(DataError, match=r"out' is being written by another convscale data"),
-            alone(work.plan.storage),
-        ):
-            pass
+    with (
+        alone(work.plan.storage),
+        pytest.raises(DataError, match=r"out' is being written by another convscale data"),
+        alone(open_storage(str(tmp_path / "out"))),
+    ):
+        pass
+    with alone(work.plan.storage):
+        pass
 
 
 # ---------------------------------------------------------------- what is refused
@@ -279,8 +359,8 @@ def test_other_images_or_settings_are_not_mixed_in(folder: Path, tmp_path: Path,
     convert(folder, tmp_path / "out")
     if not finished:
         made_by = open_storage(str(tmp_path / "out"))
-        text = (tmp_path / "out" / "dataset.json").read_text()
-        (tmp_path / "out" / "making.json").write_text(text[text.index('"made_by": ') + 11 : -2])
+        described = json.loads((tmp_path / "out" / "dataset.json").read_text())
+        (tmp_path / "out" / "making.json").write_text(json.dumps({"made_by": described["made_by"]}))
         made_by.remove(["dataset.json"])
     what = "another data set" if finished else "the beginning of another data set"
     with pytest.raises(DataError, match=rf"out' holds {what} \(seed: 0 there, 7 given\); give another address, or rem"):
@@ -323,6 +403,14 @@ def test_settings_out_of_range_and_too_little_room_are_refused(
     with pytest.raises(DataError, match=said):
         convert(folder, tmp_path / "out", **settings(monkeypatch))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_whose_name_is_no_text_is_refused(folder: Path, tmp_path: Path) -> None:
+    os.rename(folder / "b", os.fsencode(folder / "b") + b"\xff")
+    with pytest.raises(
+        DataError, match=r"^FOLDER: the class 'b\\udcff' has a name that is not UTF-8; rename its folder"
+    ):
+        convert(folder, tmp_path / "out")
 
 
 def test_a_folder_that_is_not_laid_out_as_it_must_be_is_refused(tmp_path: Path) -> None:

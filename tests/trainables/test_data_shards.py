@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_an_index_has_16_bytes_an_example_and_the_format_that_is_documented(data
     block, length, label, crc = np.frombuffer(content[16 * 14 : 16 * 15], "<u4").tolist()
     shard = (data / "train-000001.tar").read_bytes()
     assert shard[512 * block : 512 * block + length] == encoded(13)
-    assert (label, crc) == (1, zlib.crc32(encoded(13)))
+    assert (label, crc) == (1, zlib.crc32(encoded(13) + bytes([1, 0, 0, 0])))
     described = json.loads((data / "dataset.json").read_text())
     assert described["version"] == 2
     assert [row[:2] for row in described["train"]] == [
@@ -156,7 +157,7 @@ def test_a_source_travels_with_nothing_open(data: Path) -> None:
 
 
 def test_few_files_are_open_and_one_that_is_read_stays_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.data.storage, "_KEPT_OPEN", 1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2, 2))
     storage = LocalStorage(str(data))
     held = storage._descriptor("train-000000.tar")
     storage.ranges([Span("train-000001.tar", 0, 10)])
@@ -165,7 +166,7 @@ def test_few_files_are_open_and_one_that_is_read_stays_so(data: Path, monkeypatc
 
 
 def test_reading_is_safe_from_several_threads(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.data.storage, "_KEPT_OPEN", 1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2, 2))
     source = opened(data).train
     wrong: list[int] = []
 
@@ -243,6 +244,51 @@ def test_a_unit_of_work_is_asked_for_at_the_same_time(served: Served) -> None:
     served.together = threading.Barrier(3, timeout=60)
     fetched = source.fetched([3, 22, 14])
     assert [fetched.read(number)[0, 0, 0] for number in (3, 22, 14)] == [15, 110, 70]
+
+
+def test_more_requests_are_under_way_than_packages_have_by_themselves(served: Served) -> None:
+    """The server answers none before there are 128."""
+    storage = RemoteStorage(served.address)
+    (Path(served.folder) / "large").write_bytes(bytes(128 * 2**17))
+    served.together = threading.Barrier(128, timeout=60)
+    found = storage.ranges([Span("large", number * 2**17, 10) for number in range(128)])
+    assert found == [bytes(10)] * 128
+
+
+def test_bytes_that_arrived_are_not_kept_longer_than_they_are_needed(served: Served) -> None:
+    source = shards_of(opened(served.address).train)
+    fetched = source.fetched(range(TRAIN))
+    for number in range(TRAIN):
+        assert fetched.parts
+        fetched.content(number)
+    assert not fetched.parts
+    assert fetched.content(3) == encoded(3)
+
+
+def test_an_image_of_no_bytes_is_not_asked_for(served: Served) -> None:
+    storage = RemoteStorage(served.address)
+    before = len(served.asked)
+    assert storage.ranges([Span("train-000000.tar", 512, 0)]) == [b""]
+    assert len(served.asked) == before
+
+
+def test_a_storage_that_does_not_answer_is_not_asked_for_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of many requests, one after another: that would take hours."""
+    asked: list[str] = []
+
+    class Silent:
+        def cat_ranges(self, paths: list[str], *_: Any, **__: Any) -> list[Exception]:
+            return [TimeoutError() for _ in paths]
+
+        def info(self, path: str) -> None:
+            asked.append(path)
+            raise TimeoutError
+
+    storage = RemoteStorage("memory://x")
+    monkeypatch.setattr(storage, "_connected", Silent())
+    with pytest.raises(OSError, match="TimeoutError"):
+        storage.ranges([Span("s.tar", number * 10**6, 10) for number in range(32)])
+    assert asked == []
 
 
 def test_a_trial_ends_with_the_same_losses_from_every_storage(data: Path, served: Served, tmp_path: Path) -> None:
@@ -385,7 +431,6 @@ def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
             "nonsense://jft",
             r"'nonsense://jft' given, and 'nonsense://' cannot be used \(Protocol not known: nonse",
         ),
-        ("http://127.0.0.1:9/jft", r"'http://127.0.0.1:9/jft/dataset.json' cannot be read \(Cannot connect to host"),
     ],
 )
 def test_an_address_that_cannot_be_reached_is_one_line(
@@ -397,6 +442,45 @@ def test_an_address_that_cannot_be_reached_is_one_line(
     why = why_not_here(address)
     assert why is not None
     assert why.startswith("cannot be reached (")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4, 8])
+def test_a_storage_that_fails_while_a_data_set_is_opened_is_no_mistake_of_the_users(
+    served: Served, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked for then: a trial is tried again for an OSError, and ended for a DataError."""
+    monkeypatch.setattr(trainables.data.remote, "_WAITS_S", ())
+    served.fails_from = len(served.asked) + number
+    with pytest.raises(OSError, match=r"\[Errno 5\] 503, .*: 'http") as failed:
+        opened(served.address)
+    assert not isinstance(failed.value, DataError)
+    monkeypatch.setattr(trainables.data.remote, "_WAITS_S", (0.0,) * 60)
+    served.fails_from, served.failing = None, 50
+    assert opened(served.address).train.read(4)[0, 0, 0] == 20
+
+
+def test_a_server_that_cannot_be_reached_is_no_mistake_of_the_users() -> None:
+    with pytest.raises(OSError, match=r"Cannot connect to host .*: 'http://127.0.0.1:9/jft/dataset.json'"):
+        opened("http://127.0.0.1:9/jft")
+    why = why_not_here("http://127.0.0.1:9/jft")
+    assert why is not None
+    assert why.startswith("cannot be reached (Cannot connect to host")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://user:SECRET@host/x", "https://SECRET@host/x", "http://h/x?sig=SECRET", "s3://key:SECRET@b/x"]
+)
+def test_credentials_in_an_address_are_refused_and_not_told(address: str) -> None:
+    said = refused(address)
+    assert "given with a password or a query (?...), which would be told and kept; give the address alone" in said
+    assert "SECRET" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"), [("gs:/bucket/x", "gs://bucket/x"), ("file:/disk/x", "/disk/x"), ("s3:/b", "s3://b")]
+)
+def test_an_address_of_a_single_slash_is_no_folder(address: str, meant: str) -> None:
+    assert refused(address).endswith(f"or an address with ://; write {meant}, or ./{address} for a folder")
 
 
 def test_data_are_here_or_not(data: Path, served: Served, tmp_path: Path) -> None:
@@ -420,13 +504,20 @@ def test_a_damaged_image_is_told_by_name_or_left_out(data: Path, served: Served,
     flip("train-000000.tar", 512 + 20)(data)
     address = served.address if remote else str(data)
     splits = opened(address)
-    said = rf"^cannot read image '{address}/train-000000.tar\[0\]' \(its bytes are not those that were written\); bring"
+    said = rf"^cannot read image '{address}/train-000000.tar\[0\]' \(its bytes, or its class, are not those that were"
     with pytest.raises(DataError, match=said):
         splits.train.read(0)
     config = DataConfig("shards", 8, path=address, bad_images="skip")
     with train_batches(splits.train, config, batch_size=TRAIN, seed=0, start_step=0, steps=1) as batches:
         (batch,) = batches
     assert batch["index"][batch["weight"] == 0].tolist() == [0]
+
+
+def test_a_class_that_was_changed_in_the_index_is_told(data: Path) -> None:
+    splits = opened(data)
+    flip("train.index", 16 * (1 + 3) + 8)(data)
+    with pytest.raises(DataError, match=r"train-000000.tar\[3\]' \(its bytes, or its class, are not those"):
+        splits.train.read(3)
 
 
 @pytest.mark.parametrize("remote", [False, True])

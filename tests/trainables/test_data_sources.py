@@ -200,7 +200,7 @@ def test_a_link_to_itself_is_refused_by_name(tmp_path: Path, place: str) -> None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_a_folder_that_cannot_be_read_is_refused_by_name(
+def test_a_folder_that_may_not_be_read_is_refused_by_name_and_its_storage_failing_is_no_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     write_digits(tmp_path, ".png", split=True)
@@ -212,7 +212,12 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", failing)
-    assert one_line(tmp_path).startswith(f"data.path: '{bad}' cannot be read ({os.strerror(number)}); ")
+    if number == errno.EACCES:
+        assert one_line(tmp_path).startswith(f"data.path: '{bad}' cannot be read ({os.strerror(number)}); ")
+        return
+    with pytest.raises(OSError, match=os.strerror(number)) as failed:
+        open_folder(tmp_path)
+    assert not isinstance(failed.value, DataError)
 
 
 def test_a_path_below_the_working_directory_is_said_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,88 @@ def test_what_was_read_is_not_read_again(shards: Path) -> None:
     assert len(opened(shards).train) == 12
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"classes": ("a", "b")}, {"classes": ("a", "b", "c")}),
+        ({"patterns": {**SPLITS, "train": ["train-{000..001}.tar", "empty.tar"]}}, {}),
+        ({"patterns": {**SPLITS, "train": ["train-000.tar", "spoilt.tar"]}}, {}),
+    ],
+)
+def test_what_an_error_says_may_be_mended_and_nothing_is_read_again(
+    shards: Path, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    (shards / "empty.tar").write_bytes(tar_of())
+    (shards / "spoilt.tar").write_bytes(b"no tar file")
+    with pytest.raises(DataError):
+        index(shards, **first)
+    progress = index(shards, **then)
+    assert progress.images_before >= 6
+    assert reds(opened(shards).train) == [(n, n % 3) for n in range(12)]
+
+
+def test_a_class_that_is_not_given_is_told_at_its_first_shard(shards: Path) -> None:
+    plan = plan_index(open_storage(str(shards)), SPLITS, classes=("a", "b"))
+    begin(plan)
+    done: list[Progress] = []
+    with pytest.raises(DataError, match=r"train-000.tar' has the class 2; allowed: the 2 classes given, 'a' to 'b'"):
+        do_all(plan, workers=1, tell=done.append)
+    assert max(progress.done for progress in done) == 0
+
+
+def test_what_is_no_sample_is_passed_over_as_webdataset_does(tmp_path: Path) -> None:
+    out = tmp_path / "t.tar"
+    with tarfile.open(out, "w") as tar:
+        for name, content in (
+            ("._0000.jpg", b"of a Mac"),
+            ("sub/.DS_Store", b"too"),
+            ("README", b"a text"),
+            *((f"{key}.{ending}", content) for key, sample in with_cls(range(3)) for ending, content in sample.items()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    write_tar(tmp_path / "h.tar", with_cls(range(3)))
+    index(tmp_path, {"train": ["t.tar"], "heldout": ["h.tar"]})
+    assert reds(opened(tmp_path).train) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_examples_that_cannot_be_used_are_left_out_and_told(shards: Path) -> None:
+    """An empty image is in any case."""
+    bad: list[tuple[str, Sample]] = [
+        ("empty", {"jpg": b"", "cls": b"1"}),
+        ("bare", {"cls": b"1"}),
+        ("no class", {"jpg": IMAGE}),
+        ("two", {"jpg": IMAGE, "png": IMAGE, "cls": b"1"}),
+        ("twice", {"jpg": IMAGE, "cls": b"1", "JPG": IMAGE}),
+        ("large", {"jpg": IMAGE, "cls": b"9" * 5000}),
+    ]
+    for name, samples in (("train-001", bad), ("val-0", bad[:1])):
+        write_tar(shards / f"{name}.tar", [*with_cls(range(6)), *samples])
+    with pytest.raises(DataError, match=r"'bare' has no image"):
+        index(shards)
+    progress = index(shards, bad_images="skip")
+    where = shards / "train-001.tar"
+    assert progress.left_out == [*(f"{where}: {key}" for key, _ in bad), f"{shards}/val-0.tar: empty"]
+    assert (len(opened(shards).train), len(opened(shards).heldout)) == (12, 6)
+
+
+@pytest.mark.parametrize("form", ["~", "file://"])
+def test_paths_of_shards_may_be_written_as_any_path(
+    shards: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = "~/there" if form == "~" else f"file://{shards}"
+    index(tmp_path / "index", absolute(there))
+    assert reds(opened(tmp_path / "index").train) == [(n, n % 3) for n in range(12)]
+
+
+def test_a_name_may_have_brackets(shards: Path) -> None:
+    (shards / "train-000.tar").rename(shards / "t[1].tar")
+    index(shards, {**SPLITS, "train": ["t[1].tar", "train-*.tar"]})
+    assert len(opened(shards).train) == 12
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -183,6 +265,8 @@ def tar_of(*samples: tuple[str, Sample]) -> bytes:
 
 WHOLE = tar_of(*with_cls(range(6)))
 IMAGE = encoded(1)
+with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
+    HEADER = _tar.getmembers()[4].offset
 
 
 @pytest.mark.parametrize(
@@ -192,6 +276,11 @@ IMAGE = encoded(1)
         (b"a text, and no tar file" * 100, "is no tar file, or is damaged ("),
         (gzip.compress(WHOLE), "is compressed (gzip), so no image in it can be read by itself; unpack it"),
         (WHOLE[:700], "is no tar file, or is damaged (unexpected end of data); bring it back whole"),
+        (
+            WHOLE[:HEADER] + bytes([WHOLE[HEADER] ^ 8]) + WHOLE[HEADER + 1 :],
+            f"is damaged at byte {HEADER}, or is several tar files in one; bring it back whole, or pack it anew",
+        ),
+        (WHOLE + WHOLE, "or is several tar files in one; bring it back whole, or pack it anew"),
         (WHOLE[:4096], "bytes without tar's mark of the end; bring it back whole"),
         (tar_of(("a", {"cls": b"1"})), "'a' has no image (bmp, jpeg, jpg, png, webp), but cls; say what images are ca"),
         (
@@ -200,6 +289,9 @@ IMAGE = encoded(1)
         ),
         (tar_of(("a", {"png": IMAGE, "seg.png": IMAGE, "cls": b"1"})), "'a' has 2 images (cls, png, seg.png); say wh"),
         (tar_of(("a", {"png": IMAGE, "cls": b"-1"}), ("b", {"png": IMAGE, "cls": b"1"})), "classes are '-1' and 1; "),
+        (tar_of(("a", {"png": IMAGE, "cls": b"0"}), ("b", {"png": IMAGE, "cls": b"x"})), "classes are 'x' and 0; give"),
+        (tar_of(("a", {"png": IMAGE, "cls": b"9" * 5000})), "has the class '9999999999999"),
+        (tar_of(("a", {"png": IMAGE, "cls": b"1000"})), "has the class 1000, and there are 10 images in all; allowed:"),
         (tar_of(("a", {"png": IMAGE, "cls": b"99999999"})), "'a' has the class 99999999; allowed: a number from 0 to "),
         (tar_of(("a", {"png": IMAGE, "cls": b""})), "'a' has the class ''; allowed: a number from 0 to 16777215, or a"),
         (tar_of(("a", {"png": IMAGE, "cls": b"1", "PNG": IMAGE})), "'a' has 'png' twice; give each example a key of"),
@@ -235,6 +327,8 @@ def test_a_shard_that_cannot_be_used_is_one_line_that_names_it(shards: Path, con
             {"patterns": {**SPLITS, "train": ["x{9..1}.tar"]}},
             "shards: '{9..1}' given in 'x{9..1}.tar'; allowed: num",
         ),
+        ({"patterns": {**SPLITS, "train": ["x{0..999999999}.tar"]}}, "--train: more than 1,000,000 shards given; allo"),
+        ({"patterns": {**SPLITS, "train": ["https://h/x.tar?sig=SECRET"]}}, "given with a password or a query (?...)"),
         ({"patterns": {**SPLITS, "heldout": []}}, "--heldout: nothing given; give shards, such as --heldout 'heldout"),
         ({"patterns": {**SPLITS, "heldout": ["train-000.tar"]}}, "train-000.tar' is given twice; give each shard once"),
         ({"patterns": {**SPLITS, "heldout": ["gs://b/x.tar"]}}, "allowed: names below the data set's address, or full"),

@@ -1,116 +1,60 @@
 """Makes a sharded data set shard by shard, in several processes, and goes on where it was interrupted.
 
 Each shard is a job, and what it gives does not depend on who does it or when. A finished job leaves its part, the rows
-of its shard, in `parts/` beside the shards; a job whose part is there is done. When all are, the parts are joined into
-the indexes, `dataset.json` is written, and the parts are removed. `making.json` says until then what is being made, so
-that nothing else is mixed into it.
+of its shard, in `parts/` beside the shards, with the digest of all that the job depends on; a job whose part is there
+and has its digest is done. When all are, the parts are joined into the indexes, `dataset.json` is written, and the
+parts are removed. `making.json` says until then what is being made, so that nothing else is mixed into it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import shutil
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from trainables.data.errors import DataError
+from trainables.data.jobs import Count, Done, Job, Part, Plan, load, part_file, store
 from trainables.data.shard_check import parse_manifest
 from trainables.data.shards import (
     DATASET_FILE,
     INDEX_HEADER,
-    ROW,
     SPLITS,
     Manifest,
-    Rows,
     Shard,
     Table,
     digest_of,
     index_file,
+    with_labels,
 )
-from trainables.data.storage import LocalStorage, Storage
+from trainables.data.storage import ASIDE, LocalStorage, Storage
 
 MAKING_FILE: Final = "making.json"
 _THREADS: Final = 16
 _JOINED: Final = 64  # parts held at a time
-
-Count = Callable[[int, int], None]
-"""Told of images done, and of the bytes they took."""
-
-
-class Part(NamedTuple):
-    """What came of a shard.
-
-    names: where classes are texts, those of this shard, and a row's label counts in them. left_out: images that could
-    not be read, by name.
-    """
-
-    shard: str
-    size: int
-    rows: Rows
-    names: tuple[str, ...] | None = None
-    left_out: tuple[str, ...] = ()
+# What file systems answer that have no locks of folders, as some networks' have not.
+_NO_LOCKS: Final = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-class Job(Protocol):
-    """Makes one shard, or finds out what one holds. Can be sent to another process."""
+class Finished(NamedTuple):
+    """A data set that was made, and how many of its classes have no image to train on."""
 
-    @property
-    def split(self) -> str:
-        """train or heldout."""
-
-    @property
-    def number(self) -> int:
-        """The shard's number within its split."""
-
-    @property
-    def shard(self) -> str:
-        """The shard's name."""
-
-    def make(self, shards: Storage, count: Count) -> Part:
-        """Does it. `shards` is where the shards lie.
-
-        Raises DataError for the user's mistakes, OSError where a storage fails.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be made, and where: `storage` takes `dataset.json`, and the shards unless they lie in `shards_at`.
-
-    jobs: of the splits, in order. made_by: all that the outcome depends on, as JSON values. classes: their names; None
-    where the shards' own texts, or the highest number, tell.
-    """
-
-    storage: Storage
-    jobs: Sequence[Job]
-    made_by: dict[str, Any]
-    classes: tuple[str, ...] | None
-    shards_at: Storage | None = None
-    writes_shards: bool = True
-
-    @property
-    def shards(self) -> Storage:
-        """Where the shards lie."""
-        return self.shards_at or self.storage
-
-
-class Done(NamedTuple):
-    """What a finished job tells: images, bytes, names of images left out, and whether it was done before."""
-
-    images: int
-    size: int
-    left_out: tuple[str, ...]
-    before: bool
+    manifest: Manifest
+    unused: int
 
 
 def begin(plan: Plan) -> Manifest | None:
-    """Make sure that this, and nothing else, is made there. Returns the data set if it is finished already.
+    """Make sure that this, and nothing else, is made there, while nobody else writes there (`alone`). Returns the data
+    set if it is finished already.
 
     Raises:
         DataError: there is something else, or nothing can be written there.
@@ -124,22 +68,30 @@ def begin(plan: Plan) -> Manifest | None:
             )
         clear(plan)
         return manifest
+    began = under_way(storage)
+    if began is None:
+        _begin_anew(plan)
+    elif differing := _differing(began["made_by"], plan.made_by, but=plan.mendable):
+        raise DataError(
+            f"{storage.address!r} holds the beginning of another data set{differing}; give another address, or remove "
+            "it"
+        )
+    return None
+
+
+def under_way(storage: Storage) -> dict[str, Any] | None:
+    """The `made_by` and `kept` of the plan that was begun there, if any. Raises DataError where that cannot be told."""
     try:
-        under_way = json.loads(storage.read(MAKING_FILE))
-    except FileNotFoundError:
-        under_way = None
+        began = json.loads(storage.read(MAKING_FILE))
+        if not isinstance(began, dict) or not isinstance(began.get("made_by"), dict):
+            raise ValueError("it is of another version")
+        return began
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
         raise DataError(
             f"{storage.where(MAKING_FILE)!r} cannot be read ({_said(error)}); mend that, or give another address"
         ) from error
-    if under_way is not None and under_way != plan.made_by:
-        raise DataError(
-            f"{storage.address!r} holds the beginning of another data set{_differing(under_way, plan.made_by)}; give "
-            "another address, or remove it"
-        )
-    if under_way is None:
-        _begin_anew(plan)
-    return None
 
 
 @contextlib.contextmanager
@@ -148,104 +100,124 @@ def alone(storage: Storage) -> Iterator[None]:
     if not isinstance(storage, LocalStorage):
         yield
         return
-    with open(storage.where(MAKING_FILE), "rb") as file:
+    os.makedirs(storage.address, exist_ok=True)
+    folder = os.open(storage.address, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
                 f"{storage.address!r} is being written by another convscale data; wait for it to end"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield
+    finally:
+        os.close(folder)
 
 
 def do(plan: Plan, job: Job, count: Count) -> Done:
-    """Do a job, or find that it is done."""
-    part = _part(plan, job)
-    if part is not None and part.shard == job.shard and _size(plan.shards, job.shard) == part.size:
+    """Do a job, or find that it is done.
+
+    Raises:
+        DataError: (besides what the job raises) a class that is not of those given; the part is kept then.
+    """
+    part = load(plan, job)
+    if part is not None and _size(plan.shards, job.shard) == part.size:
+        _labels(plan, part, plan.classes)
         return Done(len(part.rows), part.size, part.left_out, before=True)
+    if plan.writes_shards and _size(plan.storage, part_file(job)) is not None:
+        plan.storage.remove([part_file(job)])  # so that it never stands beside another shard than its own
     part = job.make(plan.shards, count)
-    head = {
-        "shard": part.shard,
-        "size": part.size,
-        "names": part.names,
-        "left_out": part.left_out,
-        "digest": digest_of(part.rows),
-    }
-    with plan.storage.writing(_part_file(job)) as file:
-        file.write(json.dumps(head).encode() + b"\n" + part.rows.tobytes())
+    store(plan, job, part)
+    _labels(plan, part, plan.classes)
     return Done(len(part.rows), part.size, part.left_out, before=False)
 
 
-def finish(plan: Plan) -> Manifest:
+def finish(plan: Plan) -> Finished:
     """Join the parts of all jobs, write the indexes and `dataset.json`, and remove what is not needed any more.
 
     Raises:
         DataError: a class is out of range, classes are numbers here and texts there, or a split has no image.
     """
     classes = plan.classes if plan.classes is not None else _classes(plan)
-    train, heldout = (_join(plan, split, classes) for split in SPLITS)
+    (train, used), (heldout, _) = (_join(plan, split, classes) for split in SPLITS)
     shards_at = None if plan.shards_at is None else plan.shards_at.address
     manifest = Manifest(classes, train, heldout, shards_at, plan.made_by)
     with plan.storage.writing(DATASET_FILE) as file:
         file.write(manifest.to_json().encode())
     clear(plan)
-    return manifest
+    return Finished(manifest, len(classes) - int(used.sum()))
 
 
 def clear(plan: Plan) -> None:
     """Remove what only the making needs."""
     storage = plan.storage
     storage.remove([*storage.matching("parts/*"), MAKING_FILE])
-    if isinstance(storage, LocalStorage):
-        with contextlib.suppress(OSError):
-            os.rmdir(storage.where("parts"))
+    if isinstance(storage, LocalStorage):  # and what processes that were killed have left half written
+        shutil.rmtree(storage.where("parts"), ignore_errors=True)
+        made = re.compile(
+            rf"({'|'.join(SPLITS)})(-\d{{6,}}\.tar|\.index){re.escape(ASIDE)}|{re.escape(DATASET_FILE + ASIDE)}"
+        )
+        storage.remove([name for name in os.listdir(storage.address) if made.fullmatch(name)])
 
 
 # ---------------------------------------------------------------------------------------------------------- joining
 
 
-def _join(plan: Plan, split: str, classes: tuple[str, ...]) -> Table:
-    """Write a split's index; returns the table of its shards."""
-    number_of = {name: number for number, name in enumerate(classes)}
-    shards = []
+def _join(plan: Plan, split: str, classes: tuple[str, ...]) -> tuple[Table, npt.NDArray[np.bool_]]:
+    """Write a split's index; returns the table of its shards, and which classes have an image."""
+    shards, used = [], np.zeros(len(classes), bool)
     with plan.storage.writing(index_file(split)) as file:
         file.write(INDEX_HEADER)
         for part in _parts(plan, split):
-            rows = part.rows.copy()
-            if part.names is not None:
-                unknown = [name for name in part.names if name not in number_of]
-                if unknown:
-                    raise DataError(
-                        f"{plan.shards.where(part.shard)!r} has the class {unknown[0]!r}; {_known(classes)}"
-                    )
-                rows["label"] = np.array([number_of[name] for name in part.names], np.uint32)[rows["label"]]
-            elif len(rows) and rows["label"].max() >= len(classes):
-                raise DataError(
-                    f"{plan.shards.where(part.shard)!r} has the class {rows['label'].max()}; {_known(classes)}"
-                )
+            labels = _labels(plan, part, classes)
+            used[labels] = True
+            rows = with_labels(part.rows, labels)
             file.write(rows.tobytes())
             shards.append(Shard(part.shard, len(rows), part.size, digest_of(rows)))
     if not sum(shard.examples for shard in shards):
         raise DataError(f"{plan.storage.address!r}: no image of {split} could be read; give 1 or more")
-    return Table.of(shards)
+    return Table.of(shards), used
+
+
+def _labels(plan: Plan, part: Part, classes: tuple[str, ...] | None) -> npt.NDArray[np.uint32]:
+    """The classes of a part's images, as numbers; where all classes are not known yet, as the part has them."""
+    labels = cast("npt.NDArray[np.uint32]", part.rows["label"])
+    if classes is None:
+        return labels
+    if part.names is not None:
+        number_of = {name: number for number, name in enumerate(classes)}
+        if unknown := [name for name in part.names if name not in number_of]:
+            raise DataError(f"{plan.shards.where(part.shard)!r} has the class {unknown[0]!r}; {_known(classes)}")
+        return np.array([number_of[name] for name in part.names], np.uint32)[labels]
+    if len(labels) and labels.max() >= len(classes):
+        raise DataError(f"{plan.shards.where(part.shard)!r} has the class {labels.max()}; {_known(classes)}")
+    return labels
 
 
 def _classes(plan: Plan) -> tuple[str, ...]:
     """The classes that the shards name: texts in order, or numbers from 0 on."""
     names: set[str] = set()
-    highest, texts, numbers = -1, None, None
+    highest, images, texts, numbers = -1, 0, None, None
     for split in SPLITS:
         for part in _parts(plan, split):
+            images += len(part.rows)
             if part.names is not None:
                 texts = part.shard
                 names.update(part.names)
-            elif len(part.rows):
-                numbers = part.shard
-                highest = max(highest, int(part.rows["label"].max()))
+            elif len(part.rows) and (most := int(part.rows["label"].max())) >= highest:
+                numbers, highest = part.shard, most
     if texts is not None and numbers is not None:
         raise DataError(
             f"classes are texts in {plan.shards.where(texts)!r} and numbers in {plan.shards.where(numbers)!r}; make "
             "them alike"
+        )
+    if highest >= images:
+        raise DataError(
+            f"{plan.shards.where(str(numbers))!r} has the class {highest}, and there are {images} images in all; "
+            "allowed: classes that count from 0 on; correct it, or give their names with --classes"
         )
     classes = tuple(sorted(names)) if texts is not None else tuple(str(number) for number in range(highest + 1))
     if len(classes) < 2:
@@ -259,32 +231,12 @@ def _parts(plan: Plan, split: str) -> Iterator[Part]:
     with ThreadPoolExecutor(_THREADS) as threads:
         for first in range(0, len(jobs), _JOINED):
             some = jobs[first : first + _JOINED]
-            for job, part in zip(some, threads.map(lambda job: _part(plan, job), some), strict=True):
+            for job, part in zip(some, threads.map(lambda job: load(plan, job), some), strict=True):
                 if part is None:
                     raise DataError(
-                        f"{plan.storage.where(_part_file(job))!r} has gone or is damaged; give the same command again"
+                        f"{plan.storage.where(part_file(job))!r} has gone or is damaged; give the same command again"
                     )
                 yield part
-
-
-def _part(plan: Plan, job: Job) -> Part | None:
-    """The part that a job has left, if it is there and whole."""
-    try:
-        head, _, content = plan.storage.read(_part_file(job)).partition(b"\n")
-        values = json.loads(head)
-        rows = np.frombuffer(content, ROW)
-        if digest_of(rows) != values["digest"]:
-            return None
-        names = values["names"]
-        return Part(
-            values["shard"], values["size"], rows, None if names is None else tuple(names), tuple(values["left_out"])
-        )
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _part_file(job: Job) -> str:
-    return f"parts/{job.split}-{job.number:06d}"
 
 
 # ---------------------------------------------------------------------------------------------------------- beginning
@@ -299,7 +251,7 @@ def _begin_anew(plan: Plan) -> None:
         )
     try:
         with storage.writing(MAKING_FILE) as file:
-            file.write(json.dumps(plan.made_by, sort_keys=True).encode())
+            file.write(json.dumps({"made_by": plan.made_by, "kept": plan.kept}, sort_keys=True).encode())
     except OSError as error:
         if not storage.remote:
             raise
@@ -325,10 +277,10 @@ def _size(shards: Storage, name: str) -> int | None:
         return None
 
 
-def _differing(there: dict[str, Any] | None, given: dict[str, Any]) -> str:
+def _differing(there: dict[str, Any] | None, given: dict[str, Any], but: Collection[str] = ()) -> str:
     differing = [
         f"{name}: {(there or {}).get(name)!r} there, {given.get(name)!r} given"
-        for name in sorted({*(there or {}), *given})
+        for name in sorted({*(there or {}), *given} - {*but})
         if (there or {}).get(name) != given.get(name)
     ]
     return f" ({'; '.join(differing)})" if differing else ""

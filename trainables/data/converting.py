@@ -5,21 +5,20 @@ What comes out depends on the folder and the settings alone, to the byte.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from trainables.config import DataConfig
-from trainables.data.building import Count, Part, Plan
+from trainables.data.building import under_way
 from trainables.data.errors import DataError
-from trainables.data.folder import Files
+from trainables.data.folder import OF_THE_FILE, Files
+from trainables.data.jobs import Count, Part, Plan
 from trainables.data.recode import JPEG_QUALITY, check_image, smaller
 from trainables.data.shards import BLOCK, SPLITS, VERSION, Indices
 from trainables.data.sources import FolderSource, Splits, open_splits
@@ -30,7 +29,8 @@ _SAMPLED: Final = 64  # images made smaller to tell how much smaller shards beco
 _THREADS: Final = 16
 _LOOKED_AT: Final = 4_096  # files, by a thread at a time
 _ROOM_LEFT: Final = 64 * 2**20
-_OF_THE_FILE: Final = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+# Of what a data set is made by: a file that was mended changes its size, and the job that it belongs to.
+_MENDABLE: Final = frozenset({"sizes"})
 MOST_SHARD: Final = 2**40
 LEAST_SHARD: Final = 2**16
 
@@ -64,7 +64,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class FolderJob:
-    """Some files of a folder, in this order, as a shard. `first` is the number of the first in its split."""
+    """Some files of a folder, in this order, as a shard. `first` is the number of the first in its split, `known_by`
+    the digest of these, of the files' sizes, and of what is made of them.
+    """
 
     split: str
     number: int
@@ -72,10 +74,26 @@ class FolderJob:
     first: int
     image_size: int | None
     bad_images: str
+    known_by: str
+
+    @classmethod
+    def of(
+        cls, conversion: Conversion, split: str, number: int, files: Files, sizes: Indices, span: tuple[int, int]
+    ) -> FolderJob:
+        """The files [first, end) of a split."""
+        first, end = span
+        some, size = files.select(np.arange(first, end)), conversion.image_size
+        known_by = hashlib.sha256(f"{split} {first} {size} {JPEG_QUALITY}".encode() + some.digest())
+        known_by.update(sizes[first:end].astype("<i8").tobytes())
+        return cls(split, number, some, first, size, conversion.bad_images, known_by.hexdigest()[:32])
 
     @property
     def shard(self) -> str:
         return f"{self.split}-{self.number:06d}.tar"
+
+    @property
+    def part(self) -> str:
+        return f"{self.split}-{self.number:06d}"
 
     def make(self, shards: Storage, count: Count) -> Part:
         left_out = []
@@ -122,39 +140,67 @@ def plan_conversion(conversion: Conversion, storage: Storage) -> Work:
     )
     try:
         splits = open_splits(config)
+    except OSError as error:
+        raise DataError(
+            f"FOLDER: {error.filename or conversion.folder!r} cannot be read ({error.strerror}); mend that, and give "
+            "the same command again"
+        ) from error
     except DataError as error:
         raise DataError(_said_of_the_folder(str(error))) from error
+    _check_names(splits.classes)
     listed = _files(splits)
     sizes = [_sizes(files) for files in listed]
-    known_by = hashlib.sha256(splits.digest.encode())
-    for size in sizes:
-        known_by.update(size.astype("<i8").tobytes())
+    known_sizes = hashlib.sha256(b"".join(size.astype("<i8").tobytes() for size in sizes))
     orders = [
         np.random.default_rng([conversion.seed, number]).permutation(len(size)) for number, size in enumerate(sizes)
     ]
     ordered = [files.select(order) for files, order in zip(listed, orders, strict=True)]
     sizes = [size[order] for size, order in zip(sizes, orders, strict=True)]
-    share = _share_kept(ordered[0], conversion.image_size)
-    jobs = [
-        FolderJob(
-            split, number, files.select(np.arange(first, end)), first, conversion.image_size, conversion.bad_images
-        )
-        for split, files, size in zip(SPLITS, ordered, sizes, strict=True)
-        for number, (first, end) in enumerate(_cut(size, (conversion.shard_size - 2 * BLOCK) / share))
-    ]
-    total = int(sum(size.sum() for size in sizes))
-    _check_room(storage, round(share * sum(int(_taken(size).sum()) for size in sizes)))
     made_by = {
         "command": "convert",
         "version": VERSION,
-        "images": known_by.hexdigest()[:32],
+        "images": splits.digest[:32],
+        "sizes": known_sizes.hexdigest()[:32],
         "shard_size": conversion.shard_size,
         "seed": conversion.seed,
         "image_size": conversion.image_size,
         "quality": None if conversion.image_size is None else JPEG_QUALITY,
     }
+    cuts = _cuts_under_way(storage, made_by) or _cuts(conversion, ordered[0], sizes)
+    jobs = [
+        FolderJob.of(conversion, split, number, files, size, span)
+        for split, files, size in zip(SPLITS, ordered, sizes, strict=True)
+        for number, span in enumerate(itertools.pairwise([0, *cuts[split]]))
+    ]
+    total = int(sum(size.sum() for size in sizes))
+    _check_room(storage, round(cuts["share"] * sum(int(_taken(size).sum()) for size in sizes)))
+    plan = Plan(storage, jobs, made_by, splits.classes, mendable=_MENDABLE, kept=cuts)
     warnings = tuple(_said_of_the_folder(line) for line in splits.warnings())
-    return Work(Plan(storage, jobs, made_by, splits.classes), sum(map(len, ordered)), total, warnings)
+    return Work(plan, sum(map(len, ordered)), total, warnings)
+
+
+def _cuts(conversion: Conversion, train: Files, sizes: list[Indices]) -> dict[str, Any]:
+    """Where the shards of each split end, and the share of their bytes that images keep."""
+    share = _share_kept(train, conversion.image_size)
+    limit = (conversion.shard_size - 2 * BLOCK) / share
+    return {"share": share} | {split: _ends(size, limit) for split, size in zip(SPLITS, sizes, strict=True)}
+
+
+def _cuts_under_way(storage: Storage, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    """Those of a conversion that was begun there, of the same images: they stay, though a file was mended since."""
+    began = under_way(storage)
+    if began is None or any(began["made_by"].get(name) != made_by[name] for name in {*made_by} - _MENDABLE):
+        return None
+    cuts: dict[str, Any] | None = began.get("kept")
+    return cuts
+
+
+def _check_names(classes: tuple[str, ...]) -> None:
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"FOLDER: the class {name!r} has a name that is not UTF-8; rename its folder") from None
 
 
 def _taken(images: Indices) -> Indices:
@@ -186,14 +232,14 @@ def _sizes(files: Files) -> Indices:
         return np.fromiter(itertools.chain.from_iterable(found), np.int64, len(files))
 
 
-def _cut(sizes: Indices, limit: float) -> Iterator[tuple[int, int]]:
-    """Neighbours in groups [first, end) that take up `limit` bytes at most, or are one image."""
-    ends = np.cumsum(_taken(sizes))
-    first, before = 0, 0
-    while first < len(sizes):
-        end = max(first + 1, int(np.searchsorted(ends, before + limit, side="right")))
-        yield first, end
-        first, before = end, int(ends[end - 1])
+def _ends(sizes: Indices, limit: float) -> list[int]:
+    """Where groups of neighbours end that take up `limit` bytes at most, or are one image."""
+    taken = np.cumsum(_taken(sizes))
+    ends, before = [0], 0
+    while ends[-1] < len(sizes):
+        ends.append(max(ends[-1] + 1, int(np.searchsorted(taken, before + limit, side="right"))))
+        before = int(taken[ends[-1] - 1])
+    return ends[1:]
 
 
 def _share_kept(files: Files, image_size: int | None) -> float:
@@ -216,7 +262,7 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        if error.errno not in _OF_THE_FILE:
+        if error.errno not in OF_THE_FILE:
             raise
         raise DataError(
             f"cannot read image {path!r} ({error.strerror}); put a good one in its place, or leave such out with "

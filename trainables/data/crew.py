@@ -6,17 +6,22 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
-from trainables.data.building import Done, Job, Plan, do
+from trainables.data.building import do
 from trainables.data.errors import DataError
+from trainables.data.jobs import Done, Job, Plan
 from trainables.data.processes import serve_parent
 
 _TOLD_EVERY_S: Final = 0.2
-_PATIENCE_S: Final = 20.0  # for a process that was told to stop: it is at an image, or sends a shard off
+# For processes that were told to stop, all together: they are at an image, or send a shard off. Then they are ended,
+# and have a moment to remove what they have half written.
+_PATIENCE_S, _MOMENT_S = 10.0, 3.0
 
 
 @dataclass(slots=True)
@@ -43,8 +48,8 @@ class Progress:
 Tell = Callable[[Progress], None]
 
 
-class _StoppedError(Exception):
-    """This process was told to stop."""
+class _StoppedError(BaseException):
+    """This process was told to stop; nothing on its way takes that for a failure to try again."""
 
 
 def do_all(plan: Plan, *, workers: int, tell: Tell) -> Progress:
@@ -96,11 +101,19 @@ def _together(plan: Plan, workers: int, progress: Progress, tell: Tell) -> None:
     finally:
         for worker in crew:
             worker.pipe.close()
-        for worker in crew:
-            worker.process.join(_PATIENCE_S)
-            if worker.process.is_alive():
-                worker.process.terminate()
-                worker.process.join()
+        _end([worker.process for worker in crew])
+
+
+def _end(processes: list[Any]) -> None:
+    for wait_s, end in ((_PATIENCE_S, "terminate"), (_MOMENT_S, "kill")):
+        deadline_s = time.monotonic() + wait_s
+        for process in processes:
+            process.join(max(0.0, deadline_s - time.monotonic()))
+        for process in processes:
+            if process.is_alive():
+                getattr(process, end)()
+    for process in processes:
+        process.join()
 
 
 @dataclass(slots=True)
@@ -118,6 +131,7 @@ class _Worker:
         bare = Plan(plan.storage, (), plan.made_by, plan.classes, plan.shards_at, plan.writes_shards)
         process = context.Process(target=_serve, args=(its, bare, counted, stop), daemon=True)
         # Ctrl-C reaches all processes of a terminal; this one must not meet it, not even while it starts.
+        resource_tracker.ensure_running()  # else it is started within, and lets the signal through
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -154,6 +168,11 @@ class _Worker:
 def _serve(pipe: Any, plan: Plan, counted: Any, stop: Any) -> None:
     """What a worker's process does: jobs, until its pipe is closed."""
     serve_parent()
+
+    def end(*_: object) -> None:
+        raise _StoppedError
+
+    signal.signal(signal.SIGTERM, end)
 
     def count(images: int, size: int) -> None:
         counted[0] += images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -17,6 +18,7 @@ from trainables.data.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
+OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 _SETTLED_S = 5.0
 _MOST_ENDINGS = 5  # said one by one
 LAYOUTS = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg"
@@ -121,8 +123,9 @@ def list_folder(path: str) -> Listing:
     everywhere.
 
     Raises:
-        DataError: the folder is missing or cannot be read, has fewer than two classes, a class without images, or a
+        DataError: the folder is missing or may not be read, has fewer than two classes, a class without images, or a
             held-out class that training does not have.
+        OSError: the storage failed (for example EIO, ESTALE); listing it again may work.
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
@@ -222,10 +225,12 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def _reading(folder: str) -> Iterator[None]:
-    """Around a look into `folder`: what cannot be read there is the user's to mend."""
+    """Around a look into `folder`: what is missing there, or may not be read, is the user's to mend."""
     try:
         yield
     except OSError as error:
+        if error.errno not in OF_THE_FILE:
+            raise
         raise DataError(
             f"data.path: {shown(error.filename or folder)!r} cannot be read ({error.strerror}); "
             "mend or remove it, or give this user the right to read it"

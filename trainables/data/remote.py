@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -34,6 +35,11 @@ _REMOVED: Final = 1_000  # at a time
 # Asking again changes nothing about these; ValueError and TypeError are of the address, or of the library itself.
 _LASTING: Final = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError,
                    ImportError, TypeError, ValueError, AttributeError)  # fmt: skip
+_NOT_ALLOWED: Final = (401, 403)  # what web servers answer
+_GONE: Final = (404, 410)
+_OUTSIDE: Final = re.compile(r"\b416\b|InvalidRange|range.{0,5}not satisfiable", re.IGNORECASE)
+_CONNECTIONS: Final = 256  # to a web server or S3, of each process; their packages' own limits are 100 and 10
+_SILENCE_S: Final = 60.0  # of a web server, after which a request has failed
 # Stores on which an upload is seen only when it is complete.
 _ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
 
@@ -69,7 +75,7 @@ class RemoteStorage:
         return self._again(name, lambda fs, path: bytes(fs.cat_file(path)))
 
     def ranges(self, spans: Sequence[Span]) -> list[bytes]:
-        requests = _merged(spans)
+        requests = _merged(spans)  # of no bytes there is none: some stores answer a whole file to that
         answers = self._answers([span for span, _ in requests])
         found = [b""] * len(spans)
         for (request, members), answer in zip(requests, answers, strict=True):
@@ -125,6 +131,7 @@ class RemoteStorage:
     def _answers(self, spans: Sequence[Span]) -> list[bytes]:
         """The bytes of spans, each asked for by one request, all of them at the same time."""
         found: dict[int, bytes] = {}
+        sizes: dict[str, int | None] = {}
         began_s = time.monotonic()
         for wait_s in (*_WAITS_S, None):
             left = [number for number in range(len(spans)) if number not in found]
@@ -135,7 +142,7 @@ class RemoteStorage:
                     found[number] = self._fits(span, answer)
                 elif isinstance(answer, _LASTING):
                     raise self._failed(span.name, answer) from answer
-                elif self._ends_before(span):
+                elif self._ends_before(span, answer, sizes):
                     found[number] = b""
                 else:
                     failed = span, answer
@@ -152,8 +159,8 @@ class RemoteStorage:
         try:
             answers = self._fs().cat_ranges(paths, starts, ends, on_error="return")
         except Exception as error:
-            return [error] * len(spans)
-        return [answer if isinstance(answer, Exception) else bytes(answer) for answer in answers]
+            return [_own(error)] * len(spans)
+        return [_own(answer) if isinstance(answer, Exception) else bytes(answer) for answer in answers]
 
     def _fits(self, span: Span, answer: bytes) -> bytes:
         if len(answer) > span.length:
@@ -163,12 +170,17 @@ class RemoteStorage:
             )
         return answer
 
-    def _ends_before(self, span: Span) -> bool:
-        """Whether a request failed because the file has no such bytes: some servers refuse that, some answer none."""
-        try:
-            size = self._fs().info(self._path(span.name))["size"]
-        except Exception:
+    def _ends_before(self, span: Span, error: Exception, sizes: dict[str, int | None]) -> bool:
+        """Whether a request failed because the file has no such bytes: some servers refuse that, some answer none.
+
+        `sizes` are of the files that were asked for before.
+        """
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+        if not _OUTSIDE.search(f"{status} {error}"):
             return False
+        if span.name not in sizes:
+            sizes[span.name] = self.size(span.name)
+        size = sizes[span.name]
         return size is not None and size <= span.start
 
     def _again(self, name: str, ask: Callable[[Any, str], Answer]) -> Answer:
@@ -178,7 +190,8 @@ class RemoteStorage:
                 return ask(self._fs(), self._path(name))
             except DataError:
                 raise
-            except Exception as error:
+            except Exception as failure:
+                error = _own(failure)
                 if wait_s is None or isinstance(error, _LASTING) or time.monotonic() - began_s > _PATIENCE_S:
                     raise self._failed(name, error) from error
                 _wait(wait_s)
@@ -229,10 +242,29 @@ class _Stream(io.RawIOBase):
         return count
 
 
+async def _client(**settings: Any) -> Any:
+    """As fsspec's, but with as many requests under way as a process asks for, and none that waits for ever."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+    return aiohttp.ClientSession(timeout=timeout, connector=connector, **settings)
+
+
+_OF_THE_WEB: Final = {"get_client": _client}
+_OF_S3: Final = {"config_kwargs": {"max_pool_connections": _CONNECTIONS}}
+_SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "http": _OF_THE_WEB,
+    "https": _OF_THE_WEB,
+    "s3": _OF_S3,
+    "s3a": _OF_S3,
+}
+
+
 def _connect(address: str) -> tuple[Any, str]:
     protocol = address.split("://", 1)[0].split("::")[-1]
     try:
-        fs, root = fsspec.core.url_to_fs(address)
+        fs, root = fsspec.core.url_to_fs(address, **_SETTINGS.get(protocol, {}))
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
         package = f"the package {missing}" if missing else one_line(error)
@@ -268,7 +300,7 @@ def _upload(fs: Any, local: str, path: str) -> None:
 
 def _merged(spans: Sequence[Span]) -> list[tuple[Span, list[int]]]:
     """Requests for spans: of neighbours in a file one for all, with the numbers of the spans that each one holds."""
-    order = sorted(range(len(spans)), key=lambda number: spans[number])
+    order = sorted((number for number, span in enumerate(spans) if span.length), key=lambda number: spans[number])
     requests: list[tuple[Span, list[int]]] = []
     for number in order:
         name, start, length = spans[number]
@@ -285,6 +317,18 @@ def _merged(spans: Sequence[Span]) -> list[tuple[Span, list[int]]]:
 
 def _wait(wait_s: float) -> None:
     time.sleep(wait_s * random.uniform(1.0, 1.5))  # so that a host's processes do not ask again all at once
+
+
+def _own(error: Exception) -> Exception:
+    """An error by what it is: for fsspec a web server's file is not found whatever went wrong as its size was asked."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    if not (isinstance(cause, TimeoutError) or type(cause).__module__.partition(".")[0] == "aiohttp"):
+        return error
+    assert isinstance(cause, Exception)
+    status = getattr(cause, "status", None)
+    if status in _NOT_ALLOWED:
+        return PermissionError(errno.EACCES, one_line(cause))
+    return FileNotFoundError(errno.ENOENT, one_line(cause)) if status in _GONE else cause
 
 
 def one_line(error: BaseException) -> str:

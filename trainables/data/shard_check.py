@@ -55,7 +55,8 @@ def open_shards(path: str, image_size: int) -> Opened:
     `dataset.json` and local shards' sizes are the same, is not looked into again.
 
     Raises:
-        DataError: it cannot be reached, or is not as it must be; one line that begins with "data.path: ".
+        DataError: it is not there, or not as it must be; one line that begins with "data.path: ".
+        OSError: the storage failed; opening it again may work.
     """
     try:
         storage = open_storage(path)
@@ -82,12 +83,12 @@ def why_not_here(path: str) -> str | None:
 
 
 def read_manifest(storage: Storage) -> bytes:
-    """The text of `dataset.json`. Raises DataError where there is none, or it cannot be read."""
+    """The text of `dataset.json`. Raises DataError where there is none, or it may not be read."""
     try:
         return storage.read(DATASET_FILE)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_missing(storage)) from None
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise DataError(
             f"{storage.where(DATASET_FILE)!r} cannot be read ({_reason(error)}); mend that, or give another address"
         ) from error
@@ -188,7 +189,8 @@ def _check_ends(shards: Storage, ends: list[Span]) -> None:
 
 def _sizes(shards: Storage, table: Table) -> Sizes:
     names = [table.names[number] for number in _chosen(shards, table)]
-    return tuple(_of_file(shards, name, functools.partial(shards.size, name)) for name in names)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return tuple(threads.map(lambda name: _of_file(shards, name, lambda: shards.size(name)), names))
 
 
 def _chosen(shards: Storage, table: Table) -> list[int]:
@@ -197,10 +199,12 @@ def _chosen(shards: Storage, table: Table) -> list[int]:
 
 
 def _of_file(storage: Storage, name: str, look: Callable[[], Answer]) -> Answer:
-    """What `look` finds in a file that the data set must have."""
+    """What `look` finds in a file that the data set must have. Another failure than that it is not there to be read is
+    the storage's.
+    """
     try:
         return look()
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise DataError(
             f"{error.filename or storage.where(name)!r} is part of the data set and cannot be read ({_reason(error)}); "
             "bring it back, or make the data set anew"

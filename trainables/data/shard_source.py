@@ -7,7 +7,6 @@ a unit of work are asked for ahead, in parts, all at the same time, and decoded 
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ from trainables.data.decode import decode_bytes
 from trainables.data.errors import DataError
 from trainables.data.examples import Example
 from trainables.data.index import Index
-from trainables.data.shards import BLOCK
+from trainables.data.shards import BLOCK, checksum
 from trainables.data.storage import Span, Storage
 
 _PART: Final = 32  # images that arrive together
-_PARTS_AT_ONCE: Final = 16  # by each process: with two units of 256 images read ahead, 512 requests under way
+_PARTS_AT_ONCE: Final = 16  # by each process: 512 images; how many requests at a time that is, the storage says
 
 
 class ShardSource:
@@ -63,10 +62,9 @@ class ShardSource:
         found = Fetched(self, indices)
         if self.shards.remote:
             threads = self._process.threads()
-            found.parts = [
-                threads.submit(self.shards.ranges, found.spans[first : first + _PART])
-                for first in range(0, len(found.spans), _PART)
-            ]
+            parts = [found.spans[first : first + _PART] for first in range(0, len(found.spans), _PART)]
+            found.parts = {number: threads.submit(self.shards.ranges, part) for number, part in enumerate(parts)}
+            found.left = [len(part) for part in parts]
         elif len(indices) > 1:
             self.shards.expect(found.spans)
         return found
@@ -102,7 +100,8 @@ class Fetched:
             )
         ]
         self.places = {index: place for place, index in enumerate(indices)}
-        self.parts: list[Future[list[bytes]]] = []
+        self.parts: dict[int, Future[list[bytes]]] = {}
+        self.left: list[int] = []  # images of each part that were not taken yet
 
     def __len__(self) -> int:
         return len(self.source)
@@ -126,21 +125,32 @@ class Fetched:
         """The bytes of an image file.
 
         Raises:
-            DataError: they are not those that the index has the checksum of.
+            DataError: they, or the example's class, are not those that the index has the checksum of.
             OSError: the storage failed, or the shard has gone.
         """
         place = self.places[index]
-        span, crc = self.spans[place], int(self.rows["crc32"][place])
-        if self.parts:
-            content = self.parts[place // _PART].result()[place % _PART]
-        else:
+        span, crc, label = self.spans[place], int(self.rows["crc32"][place]), int(self.rows["label"][place])
+        content = self._arrived(place)
+        if content is None:
             (content,) = self.source.shards.ranges([span])
-        if zlib.crc32(content) != crc:
+        if checksum(content, label) != crc:
             (content,) = self.source.shards.ranges([span])  # it may have been damaged on its way
         if len(content) < span.length:
             raise self.source.damaged(index, f"its shard ends {span.length - len(content)} bytes before it does")
-        if zlib.crc32(content) != crc:
-            raise self.source.damaged(index, "its bytes are not those that were written")
+        if checksum(content, label) != crc:
+            raise self.source.damaged(index, "its bytes, or its class, are not those that were written")
+        return content
+
+    def _arrived(self, place: int) -> bytes | None:
+        """An image's bytes, if they were asked for ahead. A part whose images have all been taken is not kept."""
+        number = place // _PART
+        part = self.parts.get(number)
+        if part is None:
+            return None
+        content = part.result()[place % _PART]
+        self.left[number] -= 1
+        if not self.left[number]:
+            del self.parts[number]
         return content
 
 

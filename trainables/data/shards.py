@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -42,9 +43,11 @@ LAYOUT: Final = f"{DATASET_FILE}, the indexes and the shards"
 BLOCK: Final = 512  # bytes; a member of a tar file begins at a multiple of it
 ROW: Final = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
 """Of an example: where its image begins in its shard, in blocks of 512 bytes; the image's bytes; its class; the
-CRC-32 of its bytes.
+CRC-32 of its bytes and then its class, as it stands here.
 """
-INDEX_HEADER: Final = b"convscale-idx-2\n"
+INDEX_HEADER: Final = b"convscale-idx-3\n"
+
+_CRC_TABLE: Final = ~np.array([zlib.crc32(bytes([value]), 0xFFFFFFFF) for value in range(256)], np.uint32)
 
 Rows = npt.NDArray[np.void]
 Indices = npt.NDArray[np.int64]
@@ -157,6 +160,21 @@ def rows_of(blocks: Sequence[int], lengths: Sequence[int], labels: Sequence[int]
     rows = np.empty(len(blocks), ROW)
     rows["block"], rows["length"], rows["label"], rows["crc32"] = blocks, lengths, labels, crcs
     return rows
+
+
+def checksum(image: bytes, label: int) -> int:
+    """What an example's row has as `crc32`."""
+    return zlib.crc32(label.to_bytes(4, "little"), zlib.crc32(image))
+
+
+def with_labels(rows: Rows, labels: npt.NDArray[np.uint32]) -> Rows:
+    """Rows whose `crc32` is of the images alone, with these classes: what an index has."""
+    register = ~rows["crc32"]
+    for shift in (0, 8, 16, 24):
+        register = _CRC_TABLE[(register ^ (labels >> np.uint32(shift))) & 0xFF] ^ (register >> 8)
+    found = rows.copy()
+    found["label"], found["crc32"] = labels, ~register
+    return found
 
 
 def digest_of(rows: Rows) -> str:

@@ -59,6 +59,7 @@ def open_splits(config: DataConfig) -> Splits:
 
     Raises:
         DataError: the folder is missing or not laid out as it must be, or a setting is out of range.
+        OSError: the storage failed; opening them again may work.
     """
     if config.image_size < 1:
         raise DataError(f"data.image_size: {config.image_size} is given; give a positive number of pixels, such as 224")

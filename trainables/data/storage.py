@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import resource
 import shutil
 import threading
 from collections import OrderedDict
@@ -17,7 +19,11 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
-_KEPT_OPEN: Final = 128  # of each storage; a process may often have 1,024 files open
+from trainables.data.errors import DataError
+
+_MOST_FILES: Final = 2**16  # of a process, where its limit is higher, or there is none
+_WRITTEN_BADLY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?!//)/+(.*)", re.DOTALL)
+_SECRET: Final = re.compile(r"://[^/]*:[^/]*@|https?://([^/]*@|.*\?)", re.DOTALL)
 ASIDE: Final = ".aside"
 
 
@@ -78,13 +84,34 @@ def open_storage(address: str) -> Storage:
     """The storage at a folder, or at an fsspec address; nothing is looked for there yet.
 
     Raises:
-        DataError: a protocol that is unknown, or whose package is not installed.
+        DataError: a protocol that is unknown, or whose package is not installed, or an address that cannot be meant.
     """
+    check_address(address)
     if not is_address(address):
         return LocalStorage(os.path.abspath(os.path.expanduser(address.removeprefix("file://"))))
     from trainables.data.remote import RemoteStorage
 
     return RemoteStorage(address)
+
+
+def check_address(address: str) -> None:
+    """Raises DataError for one with credentials in it, which would be told and kept, and for one of a single slash."""
+    if found := _WRITTEN_BADLY.fullmatch(address):
+        meant = f"/{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
+        raise DataError(
+            f"{address!r} given; allowed: a folder, or an address with ://; write {meant}, or ./{address} for a folder"
+        )
+    if _SECRET.search(address):
+        raise DataError(
+            f"an address of {address.partition('://')[0]}:// given with a password or a query (?...), which would be "
+            "told and kept; give the address alone, and credentials as that protocol's package takes them"
+        )
+
+
+def _files_to_keep_open() -> int:
+    """Half of those that a process may have open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(limit if limit != resource.RLIM_INFINITY else _MOST_FILES, _MOST_FILES) // 2)
 
 
 class _Descriptor:
@@ -106,6 +133,7 @@ class LocalStorage:
     def __init__(self, address: str) -> None:
         self.address = address
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._most_open = _files_to_keep_open()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> str:
@@ -179,10 +207,12 @@ class LocalStorage:
     def _descriptor(self, name: str) -> _Descriptor:
         with self._lock:
             found = self._open.get(name)
-            if found is None:
-                found = self._open[name] = _Descriptor(self.where(name))
-                if len(self._open) > _KEPT_OPEN:
-                    self._open.popitem(last=False)  # whoever reads from it now still holds it
-            else:
+            if found is not None:
                 self._open.move_to_end(name)
+                return found
+        opened = _Descriptor(self.where(name))  # not under the lock: on a network's file system it takes its time
+        with self._lock:
+            found = self._open.setdefault(name, opened)
+            if len(self._open) > self._most_open:
+                self._open.popitem(last=False)  # whoever reads from it now still holds it
             return found

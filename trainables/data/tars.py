@@ -66,10 +66,11 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
     """The files of a tar file, in order, from a stream of its bytes; `name` is what messages call it.
 
     A member `train/000017.img.jpg` has the key `train/000017` and the ending `img.jpg`, in small letters. Folders,
-    links, and WebDataset's own notes (`__...__`) are passed over.
+    links, WebDataset's own notes (`__...__`), and what has no key or no ending (`.DS_Store`, `README`) are passed over,
+    as WebDataset does.
 
     Raises:
-        DataError: it is no tar file, is compressed, or ends too soon.
+        DataError: it is no tar file, is compressed, is damaged, or ends too soon.
     """
     ahead = _Ahead(file)
     stream: Any = ahead  # tarfile reads of a stream, and asks for no more of a file
@@ -80,13 +81,13 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=64 * BLOCK) as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
-                if not member.isreg() or path.name.startswith("__"):
+                key, _, ending = path.name.partition(".")
+                if not member.isreg() or not key or not ending or key.startswith("__"):
                     continue
                 opened = tar.extractfile(member)
                 content = opened.read() if opened is not None else b""
                 if len(content) != member.size:
                     raise DataError(f"{name!r} ends within {member.name!r}; bring it back whole")
-                key, _, ending = path.name.partition(".")
                 yield Member(str(path.with_name(key)), ending.lower(), member.offset_data, content)
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
@@ -96,18 +97,26 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
         continue
     if ahead.size < end + BLOCK:
         raise DataError(f"{name!r} ends after {ahead.size} bytes without tar's mark of the end; bring it back whole")
+    if ahead.content_end > end:  # tarfile takes a damaged header for the end
+        raise DataError(
+            f"{name!r} is damaged at byte {end}, or is several tar files in one; bring it back whole, or pack it anew"
+        )
 
 
 class _Ahead:
-    """A stream whose first bytes are known before they are read, and which counts what was read."""
+    """A stream whose first bytes are known before they are read, and which counts what was read: bytes in all, and up
+    to the last that is not zero.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.size = file, 0
+        self._file, self.size, self.content_end = file, 0, 0
         self.head = self._left = file.read(_HEAD)
 
     def read(self, size: int) -> bytes:
         content, self._left = self._left[:size], self._left[size:]
         if len(content) < size:
             content += self._file.read(size - len(content))
+        if kept := len(content.rstrip(b"\0")):
+            self.content_end = self.size + kept
         self.size += len(content)
         return content

@@ -5,25 +5,34 @@ The shards stay as they are. Each is read once, from its beginning to its end.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from glob import has_magic
+from typing import Any, Final, Literal
 
-from trainables.data.building import Count, Part, Plan
 from trainables.data.errors import DataError
+from trainables.data.jobs import Count, Part, Plan
 from trainables.data.shards import BLOCK, SPLITS, VERSION, rows_of
-from trainables.data.storage import Storage, is_address, open_storage
+from trainables.data.storage import Storage, check_address, is_address, open_storage
 from trainables.data.tars import Member, members
 
 ENDINGS: Final = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 _MOST_NUMBER: Final = 2**24  # classes
+_LONGEST_LABEL: Final = 1_000  # characters
+_MOST_SHARDS: Final = 10**6
+_THREADS: Final = 64  # that ask whether shards are there
+# Of what a data set is made by: what may be corrected under way, for what was found out about a shard stays true.
+_MENDABLE: Final = frozenset({*SPLITS, "classes"})
 _RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAGIC: Final = re.compile(r"[*?[]")
 _CHOICE: Final = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -31,10 +40,11 @@ _CHOICE: Final = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The members of a shard that have the same key and stand together."""
+    """The members of a shard that have the same key and stand together. `twice`: endings that more than one has."""
 
     key: str
     members: dict[str, Member]
+    twice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +73,20 @@ class Labels:
         try:
             text: Any = member.content.decode().strip()
             value = json.loads(text)[self.key] if self.key is not None else text
+            str(value).encode()  # JSON may have what is no text
         except (ValueError, LookupError, TypeError):
             raise DataError(
                 f"{where}: {sample.key!r} has no class {str(self.key or '')!r} in its {self.ending!r}; say where "
                 "classes are with --label"
             ) from None
-        if isinstance(value, str) and value.isdecimal():
+        fits = type(value) is int or (isinstance(value, str) and 0 < len(value) <= _LONGEST_LABEL)
+        if fits and isinstance(value, str) and value.isdecimal():
             value = int(value)
-        fits = (isinstance(value, str) and value) or (type(value) is int and 0 <= value < _MOST_NUMBER)
-        if not fits:
+        if not fits or (type(value) is int and not 0 <= value < _MOST_NUMBER):
+            given = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}..."
             raise DataError(
-                f"{where}: {sample.key!r} has the class {value!r}; allowed: a number from 0 to {_MOST_NUMBER - 1}, or "
-                "a name"
+                f"{where}: {sample.key!r} has the class {given}; allowed: a number from 0 to {_MOST_NUMBER - 1}, or "
+                f"a name of at most {_LONGEST_LABEL} characters"
             )
         return value  # type: ignore[no-any-return]
 
@@ -84,33 +96,54 @@ class IndexJob:
     """Reads a shard that is there. `image`: the ending of images; None: any of `ENDINGS`, if a sample has but one."""
 
     split: str
-    number: int
     shard: str
     labels: Labels
     image: str | None
+    bad_images: str
+
+    @property
+    def known_by(self) -> str:
+        return _digest((self.shard, self.labels.ending, self.labels.key or "", self.image or ""))
+
+    @property
+    def part(self) -> str:
+        return f"of-{self.known_by}"
 
     def make(self, shards: Storage, count: Count) -> Part:
         where = shards.where(self.shard)
         columns: tuple[list[int], list[int], list[int]] = [], [], []
         labels: list[int | str] = []
+        left_out: list[str] = []
         with _reading(where):
             size = shards.size(self.shard)
             with shards.stream(self.shard) as file:
-                for sample in _samples(members(file, where), where):
-                    image = self._image(sample, where)
+                for sample in _samples(members(file, where)):
+                    try:
+                        image, label = self._image(sample, where), self.labels.of(sample, where)
+                    except DataError as error:
+                        if self.bad_images == "error":
+                            raise DataError(f"{error}, or leave such out with --bad-images skip") from None
+                        image = None
+                    if image is None or not image.content:
+                        left_out.append(f"{where}: {sample.key}")
+                        continue
                     for column, value in zip(
                         columns, (image.start // BLOCK, len(image.content), zlib.crc32(image.content)), strict=True
                     ):
                         column.append(value)
-                    labels.append(self.labels.of(sample, where))
+                    labels.append(label)
                     count(1, len(image.content))
         if not labels:
             raise DataError(f"{where!r} holds no images; leave it out")
         numbers, names = _numbered(labels, where)
         blocks, lengths, crcs = columns
-        return Part(self.shard, size or 0, rows_of(blocks, lengths, numbers, crcs), names)
+        return Part(self.shard, size or 0, rows_of(blocks, lengths, numbers, crcs), names, tuple(left_out))
 
-    def _image(self, sample: Sample, where: str) -> Member:
+    def _image(self, sample: Sample, where: str) -> Member | None:
+        if sample.twice:
+            raise DataError(
+                f"{where}: {sample.key!r} has {sample.twice[0]!r} twice; give each example a key of its own"
+            )
         found = [
             member
             for ending, member in sample.members.items()
@@ -132,24 +165,24 @@ def plan_index(
     label: str = "cls",
     image: str | None = None,
     classes: tuple[str, ...] | None = None,
+    bad_images: Literal["error", "skip"] = "error",
 ) -> Plan:
     """What is to be looked into. patterns: of each split's shards, names below the storage's address, or addresses,
-    with wild cards or {000..123}.
+    with wild cards or {000..123}. bad_images: what to do with an example without an image or a class; an empty image is
+    left out in any case.
 
     Raises:
-        DataError: nothing matches, a shard is given twice, or shards lie on more than one storage.
+        DataError: nothing matches, a shard is not there or given twice, or shards lie on more than one storage.
     """
     labels = Labels.parse(label)
-    base, wanted = _base(storage, {split: [*_expanded(patterns[split])] for split in SPLITS})
+    base, wanted = _base(storage, {split: _names(split, patterns[split]) for split in SPLITS})
     shards = {split: _found(base, split, wanted[split]) for split in SPLITS}
     known: set[str] = set()
     for name in itertools.chain.from_iterable(shards.values()):
         if name in known:
             raise DataError(f"{base.where(name)!r} is given twice; give each shard once, to train on or held out")
         known.add(name)
-    jobs = [
-        IndexJob(split, number, name, labels, image) for split in SPLITS for number, name in enumerate(shards[split])
-    ]
+    jobs = [IndexJob(split, name, labels, image, bad_images) for split in SPLITS for name in shards[split]]
     shards_at = None if base is storage else base
     made_by = {
         "command": "index",
@@ -160,7 +193,17 @@ def plan_index(
         "image": image,
         "classes": None if classes is None else _digest(classes),
     }
-    return Plan(storage, jobs, made_by, classes, shards_at, writes_shards=False)
+    return Plan(storage, jobs, made_by, classes, shards_at, writes_shards=False, mendable=_MENDABLE)
+
+
+def _names(split: str, patterns: Sequence[str]) -> list[str]:
+    """Patterns without braces, and of this machine's own files the plain paths."""
+    names = [*itertools.islice(_expanded(patterns), _MOST_SHARDS + 1)]
+    if len(names) > _MOST_SHARDS:
+        raise DataError(f"--{split}: more than {_MOST_SHARDS:,} shards given; allowed: up to that")
+    for name in names:
+        check_address(name)
+    return [name if is_address(name) else os.path.expanduser(name.removeprefix("file://")) for name in names]
 
 
 def _base(storage: Storage, wanted: dict[str, list[str]]) -> tuple[Storage, dict[str, list[str]]]:
@@ -186,16 +229,24 @@ def _base(storage: Storage, wanted: dict[str, list[str]]) -> tuple[Storage, dict
 
 
 def _found(base: Storage, split: str, wanted: Sequence[str]) -> list[str]:
-    """The names that patterns stand for, in order."""
-    names: list[str] = []
-    for pattern in wanted:
+    """The names that patterns stand for, in order; all of them are there."""
+
+    def look(pattern: str) -> list[str]:
+        literal = not has_magic(pattern)
         try:
+            if literal or "[" in pattern:  # which a name may have, too
+                with _reading(base.where(pattern)) if literal else contextlib.suppress(FileNotFoundError):
+                    base.size(pattern)
+                    return [pattern]
             found = base.matching(pattern)
         except OSError as error:
             raise DataError(f"--{split}: {base.where(pattern)!r} cannot be looked for ({_said(error)})") from error
         if not found:
             raise DataError(f"--{split}: {base.where(pattern)!r} given, and nothing matches; correct it")
-        names += found
+        return found
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        names = [*itertools.chain.from_iterable(threads.map(look, wanted))]
     if not names:
         raise DataError(f"--{split}: nothing given; give shards, such as --{split} '{split}-{{0000..0099}}.tar'")
     return names
@@ -220,25 +271,22 @@ def _expanded(patterns: Iterable[str]) -> Iterator[str]:
 
 
 def _is_absolute(name: str) -> bool:
-    return "://" in name or name.startswith(("/", "~"))
+    return is_address(name) or name.startswith("/")
 
 
 def _folder_of(name: str) -> str:
     """The folder of a name or pattern, as far as it has no wild card."""
-    name = name if is_address(name) else os.path.expanduser(name.removeprefix("file://"))
     folder = name.rpartition("/")[0]
     found = _MAGIC.search(folder)
     return folder if found is None else folder[: found.start()].rpartition("/")[0]
 
 
-def _samples(found: Iterable[Member], where: str) -> Iterator[Sample]:
+def _samples(found: Iterable[Member]) -> Iterator[Sample]:
     for key, together in itertools.groupby(found, key=lambda member: member.key):
-        sample = Sample(key, {})
-        for member in together:
-            if member.ending in sample.members:
-                raise DataError(f"{where}: {key!r} has {member.ending!r} twice; give each example a key of its own")
-            sample.members[member.ending] = member
-        yield sample
+        every = [*together]
+        by_ending = {member.ending: member for member in every}
+        twice = [ending for ending, count in Counter(member.ending for member in every).items() if count > 1]
+        yield Sample(key, by_ending, tuple(twice))
 
 
 def _numbered(labels: Sequence[int | str], where: str) -> tuple[list[int], tuple[str, ...] | None]:
@@ -246,7 +294,8 @@ def _numbered(labels: Sequence[int | str], where: str) -> tuple[list[int], tuple
     names = sorted({label for label in labels if isinstance(label, str)})
     if not names:
         return [int(label) for label in labels], None
-    if strange := next((label for label in labels if not isinstance(label, str)), None):
+    strange = next((label for label in labels if not isinstance(label, str)), None)
+    if strange is not None:
         raise DataError(f"{where}: classes are {names[0]!r} and {strange!r}; give names, or numbers, to all")
     number_of = {name: number for number, name in enumerate(names)}
     return [number_of[str(label)] for label in labels], tuple(names)
