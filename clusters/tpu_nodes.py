@@ -44,13 +44,18 @@ def slices_of(config: Mapping[str, Any]) -> list[SliceNodes]:
 
 
 def slices_at_most(config: Mapping[str, Any]) -> list[SliceNodes]:
-    """The slices that a cluster which was started from a file can ever have, kind by kind."""
+    """The slices of TPU v4 that a cluster which was started from a file can ever have, kind by kind."""
     every = config.get("max_workers")
     found = []
     for node in config[NODES].values():
-        if is_tpu(node["node_config"]):
-            bounds = [count for count in (node.get("max_workers"), every) if isinstance(count, int)]
-            found.append(SliceNodes(_topology(node["node_config"]), min(bounds, default=0)))
+        if not is_tpu(node["node_config"]):
+            continue
+        try:
+            topology = _topology(node["node_config"])
+        except ValueError:  # another generation
+            continue
+        bounds = [count for count in (node.get("max_workers"), every) if isinstance(count, int)]
+        found.append(SliceNodes(topology, min(bounds, default=0)))
     return found
 
 

@@ -30,9 +30,9 @@ def fit_to_cluster(study: Study, fleet: Fleet, folder: str) -> list[str]:
     Raises:
         StudyError: the cluster cannot train the study, now or ever.
     """
-    nodes = fleet.nodes()
-    device = device_of_cluster(fleet.resources()) if study.compute.device == "auto" else study.compute.device
-    cores, file = cores_of_cluster(nodes, device), cluster_file(CLUSTER_FILE)
+    nodes, file = fleet.nodes(), cluster_file(CLUSTER_FILE)
+    device = device_of_study(study, fleet.resources(), file)
+    cores = cores_of_cluster(nodes, device)
     check_xla(study, device, nodes=cores)
     fleet.plan = replace(
         fleet.plan,
@@ -54,6 +54,14 @@ def cluster_file(path: Path) -> Mapping[str, Any]:
     except (OSError, YamlError):  # none, or not Ray's
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("provider"), dict) else {}
+
+
+def device_of_study(study: Study, resources: Mapping[str, float], file: Mapping[str, Any]) -> str:
+    """What a study trains on: what it says, or (auto) what the cluster has, or will have by its file."""
+    if study.compute.device != "auto":
+        return study.compute.device
+    there = device_of_cluster(resources)
+    return "tpu" if there == "cpu" and most_slices(study, "tpu", file) else there
 
 
 def most_slices(study: Study, device: str, file: Mapping[str, Any]) -> int | None:

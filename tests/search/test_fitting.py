@@ -11,7 +11,7 @@ import pytest
 from clusters.hosts import whole_slices
 from clusters.tpu import Topology
 from search.cluster import check_slices, cores_of_cluster, device_of_cluster
-from search.fitting import cluster_file, cores_of_a_worker, cores_to_come, most_slices
+from search.fitting import cluster_file, cores_of_a_worker, cores_to_come, device_of_study, most_slices
 from search.study import Study, StudyError, read_study
 
 PAIR = Topology.parse("v4:2x2x2")
@@ -205,6 +205,17 @@ def test_a_head_knows_how_many_slices_its_cluster_can_ever_have() -> None:
     assert most_slices(study(device="tpu", accelerator="tpu-v4-16"), "tpu", pod) == 0
     assert most_slices(study(), "cpu", pod) is None
     assert cores_to_come(pod) == [240]
+
+
+def test_auto_is_a_tpu_where_the_first_slice_is_still_to_come(tmp_path: Path) -> None:
+    head = {"CPU": 2.0}
+    pod = cluster_file(CLUSTERS / "gcp-tpu-v4-pod.yaml")
+    assert device_of_study(study(), head, pod) == "tpu"
+    assert device_of_study(study(device="cpu"), head, pod) == "cpu"
+    assert device_of_study(study(), head, cluster_file(CLUSTERS / "local.yaml")) == "cpu"
+    text = (CLUSTERS / "gcp-tpu-v4-pod.yaml").read_text().replace("acceleratorType: v4-32", "acceleratorType: v5p-32")
+    (tmp_path / "other.yaml").write_text(text)
+    assert device_of_study(study(), head, cluster_file(tmp_path / "other.yaml")) == "cpu"
 
 
 def test_machines_of_ones_own_may_be_tpu_hosts_that_their_file_does_not_tell_of(tmp_path: Path) -> None:
