@@ -320,7 +320,7 @@ def test_what_the_cluster_cannot_train_is_refused_before_anything_is_leased(
 
 
 @pytest.mark.usefixtures("watcher")
-def test_storage_that_another_node_sees_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_another_node_sees_otherwise_is_refused(tmp_path: Path) -> None:
     """Nodes of a test are one machine with one disk, so this process is told of a disk that they do not have."""
     of = read_study(STUDY.replace("BUDGET", "3e9 FLOPs"), source="tpus.yaml")
     here = str(ray.get_runtime_context().get_node_id())

@@ -189,6 +189,6 @@ def _serve(pipe: Any, plan: Plan, counted: Any, stop: Any) -> None:
                 raise
             except (DataError, OSError) as error:
                 answer = error
-            except BaseException:
+            except Exception:
                 answer = RuntimeError(f"while making {job.shard}:\n{traceback.format_exc()}")
             pipe.send(answer)
