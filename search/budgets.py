@@ -19,6 +19,7 @@ from search.units import KNOWN_FLOPS_PER_CORE_SECOND, same_amount
 
 FEW_STEPS: Final = 10
 TRIALS_PER_CELL: Final = 2
+MOST_TRIALS_PER_CELL: Final = 3  # of sampler trend, which ends before where it can
 _EDGE = 1e-9
 
 
@@ -59,7 +60,7 @@ class Budget:
         flops: the same in training FLOPs.
         index: place among the study's budgets, from 0.
         cells: the variants it buys within the study's epochs, in the study's order; never empty.
-        trials: how many trials are to be run.
+        trials: how many trials are to be run; of sampler trend, how many at most.
     """
 
     label: str
@@ -180,7 +181,13 @@ def _trials(study: Study, cells: int) -> int:
     combinations = cells * len(study.learning_rates)
     if study.search.trials is not None:
         return min(study.search.trials, combinations)
-    return combinations if study.search.sampler == "grid" else min(TRIALS_PER_CELL * cells, combinations)
+    match study.search.sampler:
+        case "grid":
+            return combinations
+        case "trend":
+            return min(MOST_TRIALS_PER_CELL * cells, combinations)
+        case _:
+            return min(TRIALS_PER_CELL * cells, combinations)
 
 
 def _study_warnings(study: Study, train_examples: int, core_hours: Mapping[str, float]) -> list[str]:

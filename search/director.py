@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from search.budgets import Budget, Cell
 from search.ledger import Ledger, Record
-from search.samplers import Point, Space, propose
+from search.samplers import propose
+from search.space import CellSize, Point, Space
 from search.state import BudgetState, StudyState
 from search.state import TrialState as Trial
 from search.study import Study
@@ -47,7 +48,8 @@ FAILURES_IN_A_ROW: Final = 3
 
 def space_of(study: Study, budget: Budget) -> Space:
     """What a budget's trials are chosen from."""
-    return Space(tuple(cell.variant for cell in budget.cells), study.learning_rates)
+    cells = (CellSize(cell.variant, cell.epochs, cell.flops_per_image, cell.parameters) for cell in budget.cells)
+    return Space(tuple(cells), study.learning_rates)
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class Director:
         """The next trial to run; None when all slices are busy; `FINISHED` when there is nothing more to start.
 
         Budgets are taken in the order of their size. A slice that would stand idle while the last trials of a budget
-        end starts on the next budget.
+        end, or those that the sampler waits for, starts on the next budget.
         """
         if self.interrupted:
             return FINISHED
@@ -114,7 +116,7 @@ class Director:
             return None
         trial = self.state.trials[self._resumed.pop(0)] if self._resumed else next(self._new_trials(), None)
         if trial is None:
-            return FINISHED
+            return None if self._undecided() else FINISHED
         self._in_flight[trial.trial_id] = time.time()
         return self._suggestion(trial)
 
@@ -123,12 +125,27 @@ class Director:
             known = self.state.budgets.get(budget.label)
             if known is None or not known.opened_as(budget):
                 known = self._open(budget)
+            elif known.closed:  # by what it had then: what was found since does not open it again
+                continue
             while self._tried(budget, known) < budget.trials and budget.label not in self._exhausted:
                 if (point := self._propose(budget, known)) is not None:
                     yield self._record_suggestion(budget, known, point)
-                else:
+                elif known.ended:
                     self._exhausted.add(budget.label)
-            self._close_if_done(known)
+                else:
+                    break
+            else:
+                self._close_if_done(known)
+
+    def _undecided(self) -> bool:
+        """Whether a budget's sampler waits for running trials before it says whether there are to be more."""
+        for budget in self.budgets:
+            known = self.state.budgets.get(budget.label)
+            if known is None or known.closed or budget.label in self._exhausted:
+                continue
+            if self._tried(budget, known) < budget.trials:
+                return True
+        return False
 
     def _tried(self, budget: Budget, known: BudgetState) -> int:
         """Trials that count: those whose variant and learning rate the study still has."""
@@ -160,7 +177,16 @@ class Director:
         space = space_of(self.study, budget)
         # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
         seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
-        return propose(self.study.search.sampler, space, known.trials, seed=seed, worst_loss=math.log(self.classes))
+        return propose(
+            self.study.search.sampler,
+            space,
+            known.trials,
+            seed=seed,
+            worst_loss=math.log(self.classes),
+            smaller=self.state.explored_below(budget.flops, self.study.learning_rates),
+            batch_size=self.study.training.batch_size,
+            doubt=self.study.search.doubt,
+        )
 
     def _record_suggestion(self, budget: Budget, known: BudgetState, point: Point) -> Trial:
         cell = budget.cell(point.variant)

@@ -209,7 +209,7 @@ def _sizes(memory: Mapping[str, int]) -> str:
 def _budget_table(plan: Plan, budget: Budget) -> Table:
     seconds = plan.budget_seconds(budget)
     spent = "" if seconds is None else f", ~{duration(seconds)}"
-    trials = "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
+    trials = f"{_at_most(plan.study)}{'1 trial' if budget.trials == 1 else f'{budget.trials} trials'}"
     first, last = (("parameters",), ()) if not plan.rates else ((), ("\nat least",))
     headings = (*first, "epochs", "steps", "warm-up", "FLOPs", "share", "core-\nhours", *last, "time")
     table = figures_table(escape(f"Budget {budget.label}: {trials}{spent}"), ("variant",), headings)
@@ -232,7 +232,7 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
 
 def _total_line(plan: Plan) -> str:
     compute = plan.study.compute
-    line = f"In all: {plan.trials} trials, about {scientific(plan.flops, 3)} FLOPs"
+    line = f"In all: {_at_most(plan.study)}{plan.trials} trials, about {scientific(plan.flops, 3)} FLOPs"
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
     slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
@@ -247,6 +247,10 @@ def _total_line(plan: Plan) -> str:
     else:
         left_out = "input, evaluation, checkpoints and start-up"
     return f"{line}, ~{duration(plan.seconds)} on {slices} of {cores} ({source}; not counted: {left_out})"
+
+
+def _at_most(study: Study) -> str:
+    return "at most " if study.search.sampler == "trend" and study.search.doubt else ""
 
 
 def _mean(values: list[float]) -> float:

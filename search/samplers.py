@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import optuna
@@ -23,58 +22,40 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.space import DOUBT, Explored, Point, Space
 from search.state import TrialState as Trial
+from search.trend_choice import choose
 
-SamplerName = Literal["tpe", "gp", "random", "grid"]
+SamplerName = Literal["trend", "tpe", "gp", "random", "grid"]
 STARTUP_TRIALS: Final = 6  # ended trials before a sampler stops drawing at random
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A variant and a place on the learning-rate grid."""
-
-    variant: str
-    learning_rate: float
-
-    @property
-    def params(self) -> dict[str, str | float]:
-        """The point in the names that Optuna's dashboard shows."""
-        return {"variant": self.variant, f"lr_{self.variant}": self.learning_rate}
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """The points of one budget: its variants, and the learning-rate grid, rising."""
-
-    variants: tuple[str, ...]
-    learning_rates: tuple[float, ...]
-
-    def points(self) -> list[Point]:
-        """Every point: from the middle of the learning-rate grid outwards, every variant at each rate."""
-        middle = (len(self.learning_rates) - 1) / 2
-        order = sorted(range(len(self.learning_rates)), key=lambda k: (abs(k - middle), k))
-        return [Point(variant, self.learning_rates[k]) for k in order for variant in self.variants]
-
-    def place(self, learning_rate: float) -> int | None:
-        """The index of a rate in the grid, or None if it is not on it."""
-        return next((k for k, rate in enumerate(self.learning_rates) if math.isclose(rate, learning_rate)), None)
-
-    def holds(self, trial: Trial) -> bool:
-        """Whether a trial is one of the points: its study file may have had other bounds then."""
-        return trial.variant in self.variants and self.place(trial.learning_rate) is not None
-
-
 def propose(
-    sampler: SamplerName, space: Space, trials: Sequence[Trial], *, seed: int, worst_loss: float
+    sampler: SamplerName,
+    space: Space,
+    trials: Sequence[Trial],
+    *,
+    seed: int,
+    worst_loss: float,
+    smaller: Sequence[Explored] = (),
+    batch_size: int = 4096,
+    doubt: float = DOUBT,
 ) -> Point | None:
     """The next point to try, never one that was tried before; None when the whole grid has been.
+
+    Of `trend` it is None too when the budget is decided by what has ended, or may be by what is running; the others
+    know no end. Only `trend` looks at `smaller` budgets (cheapest first), at the batch size (examples of a step), and
+    at `doubt`: the chance of being wrong at which it is content, see `search.trend_choice.Choice`.
 
     `trials` are the budget's trials in the order of suggestion, running ones included. A diverged trial counts with
     the loss of a uniform guess, `worst_loss` (or the worst finished one, if that is higher): so samplers turn away
     from its learning rate. Failed trials say nothing about their point, and trials outside the space nothing at all.
     """
+    if sampler == "trend":
+        choice = choose(space, trials, smaller, batch_size=batch_size, seed=seed)
+        return None if choice.decides(doubt) else choice.point
     inside = [trial for trial in trials if space.holds(trial)]
     tried = {(trial.variant, space.place(trial.learning_rate)) for trial in inside}
     untried = [p for p in space.points() if (p.variant, space.place(p.learning_rate)) not in tried]

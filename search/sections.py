@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from search.space import DOUBT
+
 MAX_LEARNING_RATES: Final = 100
 MAX_BATCH_SIZE: Final = 2**20
 
@@ -142,15 +144,25 @@ class LearningRate(Section):
 class Search(Section):
     """How trials are proposed within a budget."""
 
-    sampler: Literal["tpe", "gp", "random", "grid"] = Field(
-        default="tpe", description="tpe, gp (Gaussian process), random, or grid (every variant at every learning rate)."
+    sampler: Literal["trend", "tpe", "gp", "random", "grid"] = Field(
+        default="trend",
+        description="trend (follows the best learning rate from budget to budget, and ends a budget that is decided), "
+        "tpe, gp (Gaussian process), random, or grid (every variant at every learning rate).",
     )
     trials: int | None = Field(
         default=None,
         ge=1,
         le=100_000,
-        description="Trials of each budget. null: all for sampler grid, else two for each variant the budget buys, "
-        "which the paper finds enough to tune the learning rate. No combination of variant and rate is run twice.",
+        description="Trials of each budget; of sampler trend at most. null: all for grid, at most three for each "
+        "variant the budget buys for trend (about 1.3 are needed), else two, which the paper finds enough to tune the "
+        "learning rate. No combination of variant and rate is run twice.",
+    )
+    doubt: float = Field(
+        default=DOUBT,
+        ge=0,
+        le=0.5,
+        description="Sampler trend ends a budget when the chance that a better trial is left (by 1 % of loss), or that "
+        "the best rate lies more than a grid step off, is no more than this; 0: after its trials.",
     )
     seed: Seed = Field(default=0, description="Seed of the sampler.")
 

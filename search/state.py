@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.ledger import Record
+from search.space import CellSize, Explored, Space
 from search.units import same_amount
 
 if TYPE_CHECKING:
@@ -68,14 +69,24 @@ class BudgetState:
         return min(finished, key=lambda trial: trial.heldout_loss, default=None)
 
     @property
+    def sizes(self) -> tuple[CellSize, ...]:
+        """Its cells, those that the study has taken out since included."""
+        return tuple(
+            CellSize(cell["variant"], cell["epochs"], cell["flops_per_image"], cell["parameters"])
+            for cell in self.cells
+        )
+
+    @property
     def trials_counted(self) -> list[TrialState]:
         """The trials of its variants: those that count towards `trials_planned`."""
         return [trial for trial in self.trials if trial.variant in self.variants]
 
     @property
     def trials_total(self) -> int:
-        """How many of `trials_counted` there will be: those planned, or those there are where they are more."""
-        return max(self.trials_planned, len(self.trials_counted))
+        """How many of `trials_counted` there will be: those planned, or those there are where they are more, or where
+        the budget is closed, for its sampler may be content with fewer.
+        """
+        return len(self.trials_counted) if self.closed and self.ended else max(self.trials_planned, len(self.trials_counted))
 
     @property
     def ended(self) -> bool:
@@ -124,6 +135,11 @@ class StudyState:
         """Whether each of these budgets was opened as it is now, and has been closed."""
         known = [(budget, self.budgets.get(budget.label)) for budget in self.named(budgets)]
         return all(here is not None and here.closed and here.opened_as(budget) for budget, here in known)
+
+    def explored_below(self, flops: float, learning_rates: tuple[float, ...]) -> list[Explored]:
+        """What was found in the budgets smaller than this, cheapest first, by the sizes that they were opened with."""
+        smaller = sorted((each for each in self.budgets.values() if each.flops < flops), key=lambda each: each.flops)
+        return [Explored(Space(budget.sizes, learning_rates), budget.trials) for budget in smaller]
 
     def apply(self, record: Record) -> None:
         """Take one event into account. Unknown events (from a later version) are passed over."""

@@ -146,8 +146,8 @@ def test_a_plan_shows_every_cell_in_full(width: int) -> None:
     made = planned(COMPUTE)
     text = shown(made, width)
     assert "…" not in text
-    assert "Budget 1e10 FLOPs: 4 trials" in text
-    assert "Learning rates: 0.2, 0.4, 0.8, 1.6 (sampler tpe)" in text
+    assert "Budget 1e10 FLOPs: at most 4 trials" in text
+    assert "Learning rates: 0.2, 0.4, 0.8, 1.6 (sampler trend)" in text
     for budget in made.budgets:
         for cell in budget.cells:
             (row,) = [

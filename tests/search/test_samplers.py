@@ -19,13 +19,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.samplers import Point, SamplerName, Space, propose
+from search.samplers import SamplerName, propose
+from search.space import CellSize, Point, Space
 from search.state import Outcome
 from search.state import TrialState as Trial
 
 SAMPLERS: Final[tuple[SamplerName, ...]] = get_args(SamplerName)
-SPACE: Final = Space(("F0", "F1", "F3"), tuple(0.05 * 2**k for k in range(8)))
-SMALL: Final = Space(("F0", "F1"), (0.1, 0.2, 0.4))
+
+
+def cells(*variants: str) -> tuple[CellSize, ...]:
+    return tuple(CellSize(variant, 4.0 / 2**k, 1e9 * 2**k, 10**6 * 2**k) for k, variant in enumerate(variants))
+
+
+SPACE: Final = Space(cells("F0", "F1", "F3"), tuple(0.05 * 2**k for k in range(8)))
+SMALL: Final = Space(cells("F0", "F1"), (0.1, 0.2, 0.4))
 GUESS: Final = 2.3  # the loss of a uniform guess among ten classes
 
 
@@ -53,7 +60,7 @@ def searched(
     """`before`, gone on with until there are so many trials; each ends before the next is proposed."""
     found = list(before)
     while len(found) < trials:
-        point = propose(sampler, space, found, seed=seed, worst_loss=GUESS)
+        point = propose(sampler, space, found, seed=seed, worst_loss=GUESS, doubt=0)
         if point is None:
             break
         loss = valley(point, space)
@@ -86,7 +93,7 @@ def test_no_point_comes_twice_whatever_became_of_the_trials(
 ) -> None:
     trials: list[Trial] = []
     for outcome in outcomes:
-        point = propose(sampler, SPACE, trials, seed=seed, worst_loss=GUESS)
+        point = propose(sampler, SPACE, trials, seed=seed, worst_loss=GUESS, doubt=0)
         assert point is not None
         assert point in SPACE.points()
         assert point not in points(trials)
@@ -118,7 +125,7 @@ def test_trials_of_an_earlier_grid_are_passed_over(sampler: SamplerName) -> None
     """The bounds of the learning rates may be moved between two runs, and the data's size changes which variants
     a budget buys.
     """
-    wider = Space(("F0", "F1", "F3"), (0.05, *SMALL.learning_rates, 0.8))
+    wider = Space(cells("F0", "F1", "F3"), (0.05, *SMALL.learning_rates, 0.8))
     earlier = [
         trial(n, point, "finished", 1.0) for n, point in enumerate(p for p in wider.points() if p not in SMALL.points())
     ]
@@ -184,7 +191,7 @@ def test_proposals_are_drawn_anew_each_time(sampler: SamplerName) -> None:
 
 # ---------------------------------------------------------------- what the outcomes say
 
-LINE: Final = Space(("F0",), tuple(0.01 * 2 ** (k / 2) for k in range(24)))
+LINE: Final = Space(cells("F0"), tuple(0.01 * 2 ** (k / 2) for k in range(24)))
 
 
 def low_finished_high(outcome: Outcome | None, loss: float = math.nan) -> list[Trial]:

@@ -1,0 +1,330 @@
+"""The learning-rate trend: what the valleys that were seen say about those of a budget.
+
+In each cell the logarithm of the loss is a parabola in x, the logarithm of the peak learning rate:
+
+    log loss = level + slope x + curvature x^2
+
+and the three numbers of a cell follow a trend over the sizes of model and budget, each with a scatter of its own. The
+level bends with log(model FLOPs) and log(budget), and each variant may be a little better or worse than its size. The
+valley's centre falls with log(model FLOPs) and with log(epochs), as the study of arXiv 2310.16764 (figure 3) finds. x
+counts from where the prior expects the centre, so that what is learnt is the distance from there. All of that is linear
+and Gaussian, hence solved exactly (the linear hierarchy of Lindley and Smith 1972). The rest is summed over
+`search.trend_worlds`, each world weighed by how well it foretells the losses (Bayesian model averaging: Hoeting et al.
+1999).
+
+Logarithms of learning rates, FLOPs and epochs are to base 2 (octaves), those of the loss natural.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.space import CellSize, Explored, Space, Tried
+from search.trend_worlds import FALL, LEVEL_TERMS, SLOPE_TERMS, TERMS, Array, Worlds
+
+_Places = NDArray[np.intp]
+_MISFIT: Final = 0.2  # a parabola errs by about so much of what a point lies above the lowest of its cell
+# A diverged rate counts as so many curvatures above the budget's lowest loss: where a valley is three octaves off.
+_DIVERGED, _DIVERGED_SD = 4.5, 2.5
+_WEIGH_CELLS: Final = 60  # worlds are weighed by so many cells, the present budget's and those before it ...
+_UNLIKELY: Final = 12.0  # ... and left out where they are so much less likely (log) than the likeliest
+_LEAST_CURVATURE: Final = 0.1  # of the world's: no valley is a ridge
+_TINIEST_LOSS: Final = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is believed of every cell of a budget after the trials: draws of their valleys.
+
+    Attributes:
+        valleys: (draws, cells, 3): level, slope and curvature of the log loss over x, cells in the order of the space.
+        centre: (cells,): where x counts from, log2 of the learning rate.
+    """
+
+    valleys: Array
+    centre: Array
+
+    def log_loss(self, learning_rates: Sequence[float]) -> Array:
+        """Log loss without noise, in each draw: (draws, cells, rates)."""
+        x = np.log2(np.asarray(learning_rates)) - self.centre[:, None]
+        level, slope, curvature = np.moveaxis(self.valleys, -1, 0)[..., None]
+        drawn: Array = level + slope * x + curvature * x * x
+        return drawn
+
+    def best_rates(self) -> Array:
+        """log2 of each valley's best learning rate, in each draw: (draws, cells)."""
+        best: Array = self.centre - self.valleys[..., 1] / (2 * self.valleys[..., 2])
+        return best
+
+
+def believe(
+    space: Space,
+    trials: Sequence[Tried],
+    smaller: Sequence[Explored] = (),
+    *,
+    batch_size: int,
+    draws: int,
+    random: np.random.Generator,
+) -> Belief:
+    """What the trials of a budget, and of smaller ones, say about the budget's valleys.
+
+    Finished trials count with their held-out loss, diverged ones as a place far up the valley's side; failed and
+    running ones, and those of variants that their budget does not have, not at all.
+
+    Args:
+        space: the budget's cells and grid.
+        trials: the budget's trials.
+        smaller: the budgets to learn from, cheapest first.
+        batch_size: examples of an optimiser step; the prior's learning rate is in proportion to it.
+        draws: how many valleys are drawn of each cell.
+        random: what they are drawn with.
+    """
+    budgets = [*smaller, Explored(space, trials)]
+    cells = _Cells.of([explored.space for explored in budgets], batch_size)
+    rows = _Rows.of(budgets, cells)
+    worlds = Worlds.all()
+    near = _Solved.of(worlds, cells, rows, max(0, len(cells.centre) - _WEIGH_CELLS))
+    likely = np.flatnonzero(near.log_weight > near.log_weight.max() - _UNLIKELY)
+    solved = _Solved.of(worlds.some(likely), cells, rows)
+    return solved.draw(len(space.cells), draws, random)
+
+
+def prior_centre(space: Space, batch_size: int) -> float:
+    """log2 of the learning rate where the first valley is expected: NFNet's rule, 1.6 at batch 4096 and in proportion
+    to the batch (arXiv 2102.06171), or the middle of a grid that does not hold that.
+    """
+    rule = math.log2(0.1 * batch_size / 256)
+    low, high = math.log2(space.learning_rates[0]), math.log2(space.learning_rates[-1])
+    return rule if low - 1e-9 <= rule <= high + 1e-9 else (low + high) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """The cells of all budgets, the cheapest budget's first.
+
+    Attributes:
+        centre: (cells,): where the prior expects each valley, log2 of the learning rate.
+        design: (cells, 3, terms): what the trend's terms add to each cell's level, slope and curvature.
+        budget: (cells,): which budget each is of.
+    """
+
+    centre: Array
+    design: Array
+    budget: _Places
+
+    @classmethod
+    def of(cls, spaces: Sequence[Space], batch_size: int) -> _Cells:
+        present, variants = spaces[-1], spaces[-1].variants
+        sizes = [cell for space in spaces for cell in space.cells]
+        budget = np.repeat(np.arange(len(spaces)), [len(space.cells) for space in spaces])
+        size = np.log2([cell.flops_per_image for cell in sizes])
+        epochs = np.log2([cell.epochs for cell in sizes])
+        compute = np.array([_compute(space.cells) for space in spaces])
+        c, e = (compute - compute[-1])[budget], epochs - epochs.min()
+        n = size - size[budget == budget[-1]].mean()
+        now, one = (budget == budget[-1]).astype(float), np.ones(len(sizes))
+        design = np.zeros((len(sizes), 3, TERMS + len(variants)))
+        design[:, 0, :LEVEL_TERMS] = np.stack([one, c, c * c, n, n * n, n * c, now], axis=-1)
+        design[:, 1, LEVEL_TERMS : LEVEL_TERMS + SLOPE_TERMS] = np.stack([one, n, e, now], axis=-1)
+        design[:, 2, TERMS - 1] = 1.0
+        design[:, 0, TERMS:] = [[cell.variant == variant for variant in variants] for cell in sizes]
+        return cls(prior_centre(present, batch_size) - FALL * (size - size.min()) - FALL * e, design, budget)
+
+
+def _compute(cells: Sequence[CellSize]) -> float:
+    """log2 of a budget, in FLOPs over the images of an epoch: the mean of its cells, for whole steps do not meet it."""
+    return float(np.mean(np.log2([cell.flops_per_image * cell.epochs for cell in cells])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Trials as points (x, log loss): those that finished, and of those that diverged the x alone, with the lowest loss
+    that their budget has. `above` is what a point lies above its cell's lowest; `middle` was taken off all losses.
+    """
+
+    cell: _Places
+    x: Array
+    y: Array
+    above: Array
+    diverged_cell: _Places
+    diverged_x: Array
+    floor: Array
+    middle: float
+
+    @classmethod
+    def of(cls, budgets: Sequence[Explored], cells: _Cells) -> _Rows:
+        finished: list[tuple[int, float, float]] = []
+        diverged: list[tuple[int, float]] = []
+        first = 0
+        for explored in budgets:
+            places = {variant: first + k for k, variant in enumerate(explored.space.variants)}
+            first += len(places)
+            for trial in explored.trials:
+                if (place := places.get(trial.variant)) is None:
+                    continue
+                if trial.outcome == "finished":
+                    finished.append((place, trial.learning_rate, trial.heldout_loss))
+                elif trial.outcome == "diverged":
+                    diverged.append((place, trial.learning_rate))
+        cell = np.array([row[0] for row in finished], dtype=np.intp)
+        edge = np.array([row[0] for row in diverged], dtype=np.intp)
+        x = np.log2([row[1] for row in finished]) - cells.centre[cell]
+        y = np.log(np.maximum([row[2] for row in finished], _TINIEST_LOSS))
+        middle = float(y.mean()) if len(y) else 0.0
+        y = y - middle
+        lowest, floor = np.full(len(cells.centre), np.inf), np.full(len(budgets), np.inf)
+        np.minimum.at(lowest, cell, y)
+        np.minimum.at(floor, cells.budget[cell], y)
+        floor[np.isinf(floor)] = 0.0
+        edge_x = np.log2([row[1] for row in diverged]) - cells.centre[edge]
+        return cls(cell, x, y, y - lowest[cell], edge, edge_x, floor[cells.budget[edge]], middle)
+
+    def equations(self, worlds: Worlds, first: int, cells: int) -> _Equations:
+        """The normal equations of every cell's parabola from the `first` on, in every world."""
+        noise, of_noise = np.unique(worlds.noise, return_inverse=True)
+        steep, of_steep = np.unique(worlds.curvature, return_inverse=True)
+        here, edge = self.cell >= first, self.diverged_cell >= first
+        variance = noise[:, None] ** 2 + (_MISFIT * self.above[here]) ** 2
+        y = np.broadcast_to(self.y[here], variance.shape)
+        finished = _Equations.of(self.cell[here] - first, self.x[here], y, variance, cells - first)
+        up = self.floor[edge] + _DIVERGED * steep[:, None]
+        wide = np.broadcast_to((_DIVERGED_SD * steep[:, None]) ** 2, up.shape)
+        diverged = _Equations.of(self.diverged_cell[edge] - first, self.diverged_x[edge], up, wide, cells - first)
+        return finished.some(of_noise).plus(diverged.some(of_steep))
+
+
+@dataclass(frozen=True, slots=True)
+class _Equations:
+    """What was seen in each cell, as the normal equations of its parabola.
+
+    Attributes:
+        information: (worlds, cells, 3, 3), A.
+        pull: (worlds, cells, 3), b.
+        squares: (worlds,), the sum of y^2 over its variance.
+        log_variance: (worlds,), the sum of its logarithm.
+    """
+
+    information: Array
+    pull: Array
+    squares: Array
+    log_variance: Array
+
+    @classmethod
+    def of(cls, cell: _Places, x: Array, y: Array, variance: Array, cells: int) -> _Equations:
+        """Of points: `cell` and `x` (points,), `y` and `variance` (worlds, points)."""
+        z = np.stack([np.ones_like(x), x, x * x], axis=-1)
+        information = np.zeros((cells, len(variance), 3, 3))
+        pull = np.zeros((cells, len(variance), 3))
+        np.add.at(information, cell, (z[:, :, None] * z[:, None, :])[:, None] / variance.T[:, :, None, None])
+        np.add.at(pull, cell, (y / variance).T[:, :, None] * z[:, None, :])
+        return cls(
+            np.moveaxis(information, 1, 0),
+            np.moveaxis(pull, 1, 0),
+            (y * y / variance).sum(axis=1),
+            np.log(variance).sum(axis=1),
+        )
+
+    def some(self, chosen: _Places) -> _Equations:
+        return _Equations(self.information[chosen], self.pull[chosen], self.squares[chosen], self.log_variance[chosen])
+
+    def plus(self, other: _Equations) -> _Equations:
+        return _Equations(
+            self.information + other.information,
+            self.pull + other.pull,
+            self.squares + other.squares,
+            self.log_variance + other.log_variance,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """The trend's posterior in every world, and how likely each world is.
+
+    With A the information of a cell, D the variance of cells about the trend and T the cell's design, the cell knows
+    (A^-1 + D)^-1 = (I + A D)^-1 A of the trend's value T beta there.
+    """
+
+    worlds: Worlds
+    cells: _Cells
+    equations: _Equations
+    mean: Array
+    precision: Array
+    log_weight: Array
+    middle: float
+
+    @classmethod
+    def of(cls, worlds: Worlds, cells: _Cells, rows: _Rows, first: int = 0) -> _Solved:
+        """From the cells from the `first` on."""
+        equations = rows.equations(worlds, first, len(cells.centre))
+        design, terms = cells.design[first:], cells.design.shape[-1]
+        scatter = worlds.cell_variance()
+        shrink = np.eye(3) + equations.information * scatter[:, None, None, :]
+        inverse = np.linalg.inv(shrink)
+        pull = (inverse @ equations.pull[..., None])[..., 0]
+        known = (inverse @ equations.information) @ design
+        stacked = design.reshape(-1, terms)
+        mean, deviation = worlds.trend_prior(terms - TERMS)
+        precision: Array = stacked.T @ known.reshape(len(mean), -1, terms)
+        precision[:, np.arange(terms), np.arange(terms)] += deviation**-2
+        right: Array = pull.reshape(len(mean), -1) @ stacked + mean / deviation**2
+        solved = np.linalg.solve(precision, right[..., None])[..., 0].astype(np.float64, copy=False)
+        quadratic = (
+            equations.squares
+            - np.einsum("hci,hi,hci->h", equations.pull, scatter, pull)
+            + (mean**2 / deviation**2).sum(axis=-1)
+            - (right * solved).sum(axis=-1)
+        )
+        log_determinant = (
+            equations.log_variance
+            + np.linalg.slogdet(shrink)[1].sum(axis=-1)
+            + np.linalg.slogdet(precision)[1]
+            + 2 * np.log(deviation).sum(axis=-1)
+        )
+        log_weight = worlds.prior - 0.5 * (quadratic + log_determinant)
+        return cls(worlds, cells, equations, solved, precision, log_weight, rows.middle)
+
+    def draw(self, cells: int, draws: int, random: np.random.Generator) -> Belief:
+        """Valleys of the last `cells` cells: of worlds, of the trend in them, of each cell about the trend."""
+        world, trend = self._draw_trends(draws, random)
+        scatter = self.worlds.cell_variance()
+        information = self.equations.information[:, -cells:]
+        shrink = np.eye(3) + information * scatter[:, None, None, :]
+        covariance = scatter[:, None, :, None] * np.linalg.inv(shrink)  # D (I + A D)^-1 = (A + D^-1)^-1
+        covariance = (covariance + np.swapaxes(covariance, -1, -2)) / 2
+        expected = np.einsum("cip,sp->sci", self.cells.design[-cells:], trend)
+        pull = self.equations.pull[:, -cells:][world] + expected / scatter[world][:, None, :]
+        valleys = (covariance[world] @ pull[..., None])[..., 0]
+        root = np.linalg.cholesky(covariance)
+        valleys += (root[world] @ random.standard_normal(valleys.shape)[..., None])[..., 0]
+        valleys[..., 0] += self.middle
+        valleys[..., 2] = np.maximum(valleys[..., 2], _LEAST_CURVATURE * self.worlds.curvature[world][:, None])
+        return Belief(valleys, self.cells.centre[-cells:])
+
+    def _draw_trends(self, draws: int, random: np.random.Generator) -> tuple[_Places, Array]:
+        """Worlds and their trends. Where the best rate must fall only trends that fall are kept: so those worlds count
+        for less the less of them does.
+        """
+        weight = np.exp(self.log_weight - self.log_weight.max())
+        factor = np.linalg.cholesky(np.linalg.inv(self.precision))
+        falls = slice(LEVEL_TERMS + 1, LEVEL_TERMS + 3)
+        worlds: list[_Places] = []
+        trends: list[Array] = []
+        for _ in range(20):
+            world = random.choice(len(weight), size=draws, p=weight / weight.sum())
+            normal = random.standard_normal((draws, self.mean.shape[-1], 1))
+            trend = self.mean[world] + (factor[world] @ normal)[..., 0]
+            rises = (trend[:, falls] < -FALL * self.worlds.curvature[world][:, None]).any(axis=1)
+            kept = ~(self.worlds.falling[world] & rises)
+            worlds.append(world[kept])
+            trends.append(trend[kept])
+            if sum(map(len, worlds)) >= draws:
+                break
+        if not any(map(len, worlds)):  # nothing that was drawn falls, however it had to
+            return world, trend
+        return np.concatenate(worlds)[:draws], np.concatenate(trends)[:draws]

@@ -1,0 +1,126 @@
+"""Which trial comes next where valleys follow a trend, and when a budget has had enough of them.
+
+The next trial is the one after which the least is expected to be lost by taking the best that was tried: greedy
+expected improvement by draws (Mockus 1978; of several trials at a time: Ginsbourger et al. 2010), of which more than
+`_WORST` counts no more, for draws that are far off would decide alone. So a cell is tried first at its predicted best
+rate, then at the neighbour that decides whether that one is bracketed, and not again once it is, or once the cell is
+clearly worse than the best. What holds no improvement worth having, but for a small chance, is let be (action
+elimination: Even-Dar, Mannor and Mansour 2006, with a posterior in the place of confidence bounds); when that is true
+of all, the budget is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.space import Explored, Point, Space, Tried
+from search.trend import believe
+from search.trend_worlds import Array
+
+TOLERANCE: Final = 0.01  # of the loss: an improvement that is worth another trial
+_WORST: Final = 0.05  # of the loss
+_DRAWS: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to try next in a budget.
+
+    Attributes:
+        point: the best next trial; None where every point has been tried.
+        better: the chance that an untried point is better than the best finished one (and the running ones) by more
+            than `TOLERANCE`; 1 before any has finished.
+        off: the chance that the best rate of its cell is more than a grid step from that of the best finished point,
+            and not being tried.
+        waits: whether trials are running, whose ends may change all this.
+    """
+
+    point: Point | None
+    better: float
+    off: float
+    waits: bool
+
+    def decides(self, doubt: float) -> bool:
+        """Whether no further trial is called for, by a search that lets be what has no more than this chance; at 0 it
+        lets nothing be.
+        """
+        return self.point is None or (doubt > 0 and max(self.better, self.off) <= doubt)
+
+
+def choose(
+    space: Space, trials: Sequence[Tried], smaller: Sequence[Explored] = (), *, batch_size: int = 4096, seed: int = 0
+) -> Choice:
+    """The next trial of a budget: a pure function of what was seen.
+
+    A rate at or above one that diverged is not tried in that cell, unless nothing else is left.
+
+    Args:
+        space: the budget's cells and grid.
+        trials: its trials so far, running ones included.
+        smaller: the budgets to learn from, cheapest first.
+        batch_size: examples of an optimiser step; the prior learning rate is in proportion to it.
+        seed: of the draws.
+    """
+    seen = _Seen.of(space, trials)
+    if seen.tried.all():
+        return Choice(None, 0.0, 0.0, bool(seen.running.any()))
+    free = ~seen.tried & ~seen.barred
+    if not free.any():
+        free = ~seen.tried
+    random = np.random.default_rng([seed, len(trials)])
+    belief = believe(space, trials, smaller, batch_size=batch_size, draws=_DRAWS, random=random)
+    loss = belief.log_loss(space.learning_rates)
+    regret = np.minimum(loss - loss[:, free | seen.finished].min(axis=1)[:, None, None], _WORST)
+    taken = np.minimum(regret[:, seen.running].min(axis=1, initial=np.inf), _WORST)
+    better = off = 1.0
+    if seen.finished.any():
+        best = np.where(seen.finished, loss.mean(axis=0), np.inf).argmin()
+        cell, place = divmod(int(best), len(space.learning_rates))
+        taken = np.minimum(taken, regret[:, cell, place])
+        held = np.minimum(loss[:, cell, place], loss[:, seen.running].min(axis=1, initial=np.inf))
+        better = float((held - loss[:, free].min(axis=1) > TOLERANCE).mean())
+        off = _chance_off(space, belief.best_rates()[:, cell], place, seen.running[cell])
+    left = np.full(free.shape, np.inf)
+    left[free] = np.minimum(taken[:, None], regret[:, free]).mean(axis=0)
+    cell, place = divmod(int(left.argmin()), len(space.learning_rates))
+    point = Point(space.cells[cell].variant, space.learning_rates[place])
+    return Choice(point, better, off, bool(seen.running.any()))
+
+
+def _chance_off(space: Space, best_rates: Array, place: int, running: NDArray[np.bool_]) -> float:
+    """The chance that the grid's best rate is neither `place`, nor next to it, nor running; `best_rates` in octaves."""
+    rates = np.log2(np.asarray(space.learning_rates))
+    nearest = np.abs(best_rates[:, None] - rates).argmin(axis=1)
+    return float(((np.abs(nearest - place) > 1) & ~running[nearest]).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What became of each point, (cells, rates) each; `barred` are those at or above a rate that diverged."""
+
+    tried: NDArray[np.bool_]
+    finished: NDArray[np.bool_]
+    running: NDArray[np.bool_]
+    barred: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, space: Space, trials: Sequence[Tried]) -> _Seen:
+        shape = (len(space.cells), len(space.learning_rates))
+        seen = cls(*(np.zeros(shape, dtype=bool) for _ in range(4)))
+        cells = {variant: k for k, variant in enumerate(space.variants)}
+        for trial in trials:
+            cell, place = cells.get(trial.variant), space.place(trial.learning_rate)
+            if cell is None or place is None:
+                continue
+            seen.tried[cell, place] = True
+            seen.finished[cell, place] |= trial.outcome == "finished"
+            seen.running[cell, place] |= trial.outcome is None
+            if trial.outcome == "diverged":
+                seen.barred[cell, place:] = True
+        seen.running[seen.finished] = False
+        return seen

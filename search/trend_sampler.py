@@ -1,0 +1,151 @@
+"""`trend` as a sampler for anybody's Optuna study.
+
+    cells = [CellSize("F0", epochs=4, flops_per_image=5.7e10, parameters=71_500_000), ...]
+    sampler = TrendSampler(Space(cells, learning_rates=(0.2, 0.4, 0.8, 1.6)), batch_size=4096)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial):
+        variant = trial.suggest_categorical("variant", ["F0", ...])
+        learning_rate = trial.suggest_float("learning_rate", 0.2, 1.6, log=True)
+        return train(variant, learning_rate)  # held-out loss; raise optuna.TrialPruned where training diverges
+
+    study.optimize(objective, callbacks=[sampler.stop_when_decided])
+
+and the next, larger budget's sampler is given `smaller=[explored(study, space)]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.space import DOUBT, Explored, Space
+from search.trend_choice import Choice, choose
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    variant: str
+    learning_rate: float
+    outcome: str | None
+    heldout_loss: float
+
+
+def explored(study: Study, space: Space, *, variant: str = "variant", learning_rate: str = "learning_rate") -> Explored:
+    """What a study has found in a budget, for the sampler of a larger one.
+
+    Complete trials finished, with their value as the held-out loss, which must be above zero; one whose value is
+    infinite, and pruned ones, diverged. Raises `ValueError` for a study of several objectives or one that maximises.
+    """
+    _check(study)
+    trials = study.get_trials(deepcopy=False)
+    return Explored(space, [_tried(trial, variant, learning_rate) for trial in trials if variant in trial.params])
+
+
+class TrendSampler(BaseSampler):
+    """Proposes variant and learning rate of one budget's trials by the trend of the best learning rates.
+
+    A study's parameters are `variant`, categorical over the space's variants, and `learning_rate`, a float on a log
+    scale whose range holds the grid; others are drawn at random. The study minimises a loss above zero. See `explored`
+    for what counts as diverged. Proposals lie on the grid, and none comes twice until all have been; failed trials are
+    not tried again.
+
+    Args:
+        space: the budget's cells and grid.
+        smaller: smaller budgets to learn from, cheapest first.
+        batch_size: examples of an optimiser step; the prior learning rate (1.6 at 4096) is in proportion to it.
+        doubt: the chance of being wrong, by 1 % of loss or by more than a grid step, at which the budget is decided.
+        seed: makes proposals reproducible.
+        variant, learning_rate: the names of the parameters.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        smaller: Sequence[Explored] = (),
+        batch_size: int = 4096,
+        doubt: float = DOUBT,
+        seed: int = 0,
+        variant: str = "variant",
+        learning_rate: str = "learning_rate",
+    ) -> None:
+        self.space, self.smaller, self.batch_size, self.doubt, self.seed = space, smaller, batch_size, doubt, seed
+        self._names = (variant, learning_rate)
+        self._others = RandomSampler(seed=seed)
+
+    def choice(self, study: Study) -> Choice:
+        """What it would try next, and how sure it is, as the study stands."""
+        variant, learning_rate = self._names
+        found = explored(study, self.space, variant=variant, learning_rate=learning_rate)
+        return choose(self.space, found.trials, self.smaller, batch_size=self.batch_size, seed=self.seed)
+
+    def decided(self, study: Study) -> bool:
+        """Whether the budget needs no further trial, and none is running that could change that."""
+        choice = self.choice(study)
+        return choice.decides(self.doubt) and not choice.waits
+
+    def stop_when_decided(self, study: Study, trial: FrozenTrial) -> None:
+        """A callback for `study.optimize`, which ends it then."""
+        if self.decided(study):
+            study.stop()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Both parameters, over the space."""
+        variant, learning_rate = self._names
+        rates = self.space.learning_rates
+        return {
+            variant: CategoricalDistribution(self.space.variants),
+            learning_rate: FloatDistribution(rates[0], rates[-1], log=True),
+        }
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point; nothing once every point has been tried, so that Optuna draws at random."""
+        point = self.choice(study).point
+        if point is None:
+            return {}
+        return dict(zip(self._names, (point.variant, point.learning_rate), strict=True))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Any other parameter, at random."""
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Of the other parameters; proposals depend on the seed and on the trials alone."""
+        self._others.reseed_rng()
+
+
+def _check(study: Study) -> None:
+    if study.directions != [StudyDirection.MINIMIZE]:
+        raise ValueError(
+            f"the study has the directions {[direction.name for direction in study.directions]}; allowed: MINIMIZE, of "
+            "one loss"
+        )
+
+
+def _tried(trial: FrozenTrial, variant: str, learning_rate: str) -> _Tried:
+    loss = trial.values[0] if trial.values else math.nan
+    outcome: str | None
+    match trial.state:
+        case TrialState.COMPLETE:
+            outcome = "finished" if math.isfinite(loss) else "diverged"
+        case TrialState.PRUNED:
+            outcome = "diverged"
+        case TrialState.FAIL:
+            outcome = "failed"
+        case _:
+            outcome = None
+    if outcome == "finished" and loss <= 0:
+        raise ValueError(f"trial {trial.number} has the loss {loss:g}; allowed: above 0, for its logarithm is modelled")
+    return _Tried(trial.params[variant], trial.params[learning_rate], outcome, loss)
