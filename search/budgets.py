@@ -61,6 +61,8 @@ class Budget:
         index: place among the study's budgets, from 0.
         cells: the variants it buys within the study's epochs, in the study's order; never empty.
         trials: how many trials are to be run; of sampler trend, how many at most.
+        seeds: with how many seeds its best points are to be run.
+        doubt: the chance of being wrong at which its sampler may end it before; 0: not before its trials.
     """
 
     label: str
@@ -68,6 +70,8 @@ class Budget:
     index: int
     cells: tuple[Cell, ...]
     trials: int
+    seeds: int = 1
+    doubt: float = 0.0
 
     @property
     def slug(self) -> str:
@@ -121,7 +125,9 @@ def open_budgets(
             continue
         if left_out:
             warnings.append(f"budget {quantity.label}: left out {', '.join(left_out)}")
-        budget = Budget(quantity.label, flops, index, tuple(cells), _trials(study, len(cells)))
+        doubt = study.search.doubt if study.search.sampler == "trend" else 0.0
+        trials = _trials(study, len(cells))
+        budget = Budget(quantity.label, flops, index, tuple(cells), trials, study.search.seeds, doubt)
         warnings += _budget_warnings(study, budget, budgets)
         budgets.append(budget)
     if problems:

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from search.budgets import Budget, Cell
 from search.ledger import Ledger, Record
+from search.repeats import next_repeat
 from search.samplers import propose
+from search.second_objective import costs_of
 from search.space import CellSize, Point, Space
 from search.state import BudgetState, StudyState
 from search.state import TrialState as Trial
@@ -55,7 +57,7 @@ def space_of(study: Study, budget: Budget) -> Space:
 @dataclass(slots=True)
 class Director:
     """One search of one study. `listen` is called with every record after it is durable (for the views: they must not
-    block).
+    block); `foretell` says of a budget, before its first trial, what is expected of it, as JSON values.
     """
 
     study: Study
@@ -65,12 +67,15 @@ class Director:
     ledger: Ledger
     slices: int
     listen: Callable[[Record], None]
+    foretell: Callable[[StudyState, Budget], dict[str, Any]] | None = None
     interrupted: bool = False
     state: StudyState = field(init=False)
     _resumed: list[str] = field(init=False)
     _in_flight: dict[str, float] = field(init=False, default_factory=dict)
     _exhausted: set[str] = field(init=False, default_factory=set)
     _failures: int = field(init=False, default=0)
+    _ended: int = field(init=False, default=0)
+    _without: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)
     _seen: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,30 +132,43 @@ class Director:
                 known = self._open(budget)
             elif known.closed:  # by what it had then: what was found since does not open it again
                 continue
-            while self._tried(budget, known) < budget.trials and budget.label not in self._exhausted:
-                if (point := self._propose(budget, known)) is not None:
-                    yield self._record_suggestion(budget, known, point)
-                elif known.ended:
+            while budget.label not in self._exhausted:
+                seen = (len(self.state.trials), self._ended)
+                if self._without.get(budget.label) == seen:  # it was asked, and nothing has happened since
+                    break
+                if (run := self._next_run(budget, known)) is not None:
+                    yield self._record_suggestion(budget, known, *run)
+                elif known.ended or not self._waits(budget, known):
                     self._exhausted.add(budget.label)
                 else:
-                    break
+                    self._without[budget.label] = seen
             else:
                 self._close_if_done(known)
 
+    def _next_run(self, budget: Budget, known: BudgetState) -> tuple[Point, int] | None:
+        """A point that was not tried, with the study's seed; when there are no more, a further seed of a best one."""
+        first = self.study.training.seed
+        if self._tried(budget, known) < budget.trials and (point := self._propose(budget, known)) is not None:
+            return point, first
+        if budget.seeds == 1 or any(trial.outcome is None and trial.seed == first for trial in known.trials_counted):
+            return None
+        return next_repeat(space_of(self.study, budget), known.trials, range(first, first + budget.seeds))
+
+    def _waits(self, budget: Budget, known: BudgetState) -> bool:
+        """Whether the ends of running trials may call for more: the sampler's, or further seeds."""
+        return self._tried(budget, known) < budget.trials or budget.seeds > 1
+
     def _undecided(self) -> bool:
-        """Whether a budget's sampler waits for running trials before it says whether there are to be more."""
-        for budget in self.budgets:
-            known = self.state.budgets.get(budget.label)
-            if known is None or known.closed or budget.label in self._exhausted:
-                continue
-            if self._tried(budget, known) < budget.trials:
-                return True
-        return False
+        """Whether there may be more trials of some budget once those that run have ended."""
+        known = [(budget, self.state.budgets.get(budget.label)) for budget in self.budgets]
+        return any(
+            here is not None and not here.closed and budget.label not in self._exhausted for budget, here in known
+        )
 
     def _tried(self, budget: Budget, known: BudgetState) -> int:
-        """Trials that count: those whose variant and learning rate the study still has."""
+        """Points that were tried, of those that the study still has."""
         space = space_of(self.study, budget)
-        return sum(space.holds(trial) for trial in known.trials)
+        return len({(trial.variant, space.place(trial.learning_rate)) for trial in known.trials if space.holds(trial)})
 
     def _open(self, budget: Budget) -> BudgetState:
         cells = [
@@ -163,18 +181,25 @@ class Director:
             }
             for cell in budget.cells
         ]
+        expected = None
+        if self.foretell is not None and budget.label not in self.state.budgets:
+            expected = self.foretell(self.state, budget)
         self.write(
             "budget_opened",
             budget=budget.label,
             index=budget.index,
             flops=budget.flops,
             trials=budget.trials,
+            seeds=budget.seeds,
+            doubt=budget.doubt,
             cells=cells,
         )
+        if expected is not None:
+            self.write("forecast_made", budget=budget.label, forecast=expected)
         return self.state.budgets[budget.label]
 
     def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
-        space = space_of(self.study, budget)
+        space, second = space_of(self.study, budget), self.study.search.second_objective
         # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
         seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
         return propose(
@@ -185,10 +210,11 @@ class Director:
             worst_loss=math.log(self.classes),
             smaller=self.state.explored_below(budget.flops, self.study.learning_rates),
             batch_size=self.study.training.batch_size,
-            doubt=self.study.search.doubt,
+            doubt=budget.doubt,
+            costs=None if second is None else costs_of(second, self.state, known),
         )
 
-    def _record_suggestion(self, budget: Budget, known: BudgetState, point: Point) -> Trial:
+    def _record_suggestion(self, budget: Budget, known: BudgetState, point: Point, seed: int) -> Trial:
         cell = budget.cell(point.variant)
         trial = f"{budget.slug}-{len(known.trials):03d}"
         self.write(
@@ -199,7 +225,7 @@ class Director:
             epochs=cell.epochs,
             steps=cell.steps,
             learning_rate=point.learning_rate,
-            seed=self.study.training.seed,
+            seed=seed,
             flops=cell.flops,
             parameters=cell.parameters,
             batch_size=self.study.training.batch_size,
@@ -266,13 +292,14 @@ class Director:
 
     def _end(self, trial: str, event: dict[str, Any]) -> None:
         self._in_flight.pop(trial, None)
+        self._ended += 1
         if event["outcome"] == "stopped":  # stays open in the ledger: the next search goes on with it
             return
         self.write("trial_ended", trial=trial, outcome=event["outcome"], result=event["result"])
         self._failures = self._failures + 1 if event["outcome"] == "failed" else 0
         known = self.state.budgets[self.state.trials[trial].budget]
         budget = next(budget for budget in self.budgets if budget.label == known.label)
-        if self._tried(budget, known) >= budget.trials or known.label in self._exhausted:
+        if known.label in self._exhausted or not self._waits(budget, known):
             self._close_if_done(known)
         if self._failures >= FAILURES_IN_A_ROW:
             reason = " ".join(str(event["result"].get("reason")).split())

@@ -188,7 +188,8 @@ class ProgressView:
             case "budget_opened":
                 budget = self._state.budgets[record["budget"]]
                 cells = ", ".join(f"{c['variant']} ({number(c['epochs'], trim=True)} epochs)" for c in record["cells"])
-                return f"budget {budget.label}: {budget.trials_planned} trials of {cells}", ""
+                most = "at most " if budget.doubt else ""
+                return f"budget {budget.label}: {most}{budget.trials_planned} trials of {cells}", ""
             case "budget_closed":
                 best = self._state.budgets[record["budget"]].best
                 found = "no finished trial" if best is None else f"best {_cell(best)}: loss {number(best.heldout_loss)}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import optuna
@@ -42,19 +42,22 @@ def propose(
     smaller: Sequence[Explored] = (),
     batch_size: int = 4096,
     doubt: float = DOUBT,
+    costs: Mapping[str, float] | None = None,
 ) -> Point | None:
     """The next point to try, never one that was tried before; None when the whole grid has been.
 
     Of `trend` it is None too when the budget is decided by what has ended, or may be by what is running; the others
     know no end. Only `trend` looks at `smaller` budgets (cheapest first), at the batch size (examples of a step), and
-    at `doubt`: the chance of being wrong at which it is content, see `search.trend_choice.Choice`.
+    at `doubt`: the chance of being wrong at which it is content, see `search.trend_choice.Choice`. With `costs` (of
+    each variant) they look for the Pareto front of loss and cost instead of the lowest loss.
 
     `trials` are the budget's trials in the order of suggestion, running ones included. A diverged trial counts with
     the loss of a uniform guess, `worst_loss` (or the worst finished one, if that is higher): so samplers turn away
     from its learning rate. Failed trials say nothing about their point, and trials outside the space nothing at all.
     """
     if sampler == "trend":
-        choice = choose(space, trials, smaller, batch_size=batch_size, seed=seed)
+        of_cells = None if costs is None else [costs[variant] for variant in space.variants]
+        choice = choose(space, trials, smaller, batch_size=batch_size, seed=seed, costs=of_cells)
         return None if choice.decides(doubt) else choice.point
     inside = [trial for trial in trials if space.holds(trial)]
     tried = {(trial.variant, space.place(trial.learning_rate)) for trial in inside}
@@ -65,40 +68,50 @@ def propose(
         return untried[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        point = _ask(sampler, space, inside, seed=seed * 1_000_003 + len(trials), worst_loss=worst_loss)
+        point = _ask(sampler, space, inside, seed=seed * 1_000_003 + len(trials), worst_loss=worst_loss, costs=costs)
     if point in untried:
         return point
     same = [p for p in untried if p.variant == point.variant] or untried
     return min(same, key=lambda p: abs(math.log(p.learning_rate / point.learning_rate)))
 
 
-def _ask(sampler: SamplerName, space: Space, trials: Sequence[Trial], *, seed: int, worst_loss: float) -> Point:
-    study = optuna.create_study(direction="minimize", sampler=_sampler(sampler, seed))
+def _ask(
+    sampler: SamplerName,
+    space: Space,
+    trials: Sequence[Trial],
+    *,
+    seed: int,
+    worst_loss: float,
+    costs: Mapping[str, float] | None,
+) -> Point:
+    study = optuna.create_study(directions=["minimize"] * (1 if costs is None else 2), sampler=_sampler(sampler, seed))
     finished = [trial.heldout_loss for trial in trials if trial.outcome == "finished"]
     penalty = max([worst_loss, *finished])
-    study.add_trials([_frozen(space, trial, penalty) for trial in trials])
+    study.add_trials([_frozen(space, trial, penalty, costs) for trial in trials])
     asked = study.ask()
     variant = asked.suggest_categorical("variant", space.variants)
     place = asked.suggest_int("lr", 0, len(space.learning_rates) - 1)
     return Point(variant, space.learning_rates[place])
 
 
-def _frozen(space: Space, trial: Trial, penalty: float) -> FrozenTrial:
+def _frozen(space: Space, trial: Trial, penalty: float, costs: Mapping[str, float] | None) -> FrozenTrial:
     distributions: dict[str, BaseDistribution] = {
         "variant": CategoricalDistribution(space.variants),
         "lr": IntDistribution(0, len(space.learning_rates) - 1),
     }
     params = {"variant": trial.variant, "lr": space.place(trial.learning_rate)}
+    cost = [] if costs is None else [costs[trial.variant]]
+    values: list[float] | None
     match trial.outcome:
         case None:
-            state, value = TrialState.RUNNING, None
+            state, values = TrialState.RUNNING, None
         case "failed":
-            state, value = TrialState.FAIL, None
+            state, values = TrialState.FAIL, None
         case "diverged":
-            state, value = TrialState.COMPLETE, penalty
+            state, values = TrialState.COMPLETE, [penalty, *cost]
         case "finished":
-            state, value = TrialState.COMPLETE, trial.heldout_loss
-    return create_trial(state=state, value=value, params=params, distributions=distributions)
+            state, values = TrialState.COMPLETE, [trial.heldout_loss, *cost]
+    return create_trial(state=state, values=values, params=params, distributions=distributions)
 
 
 def _sampler(name: SamplerName, seed: int) -> BaseSampler:

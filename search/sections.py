@@ -164,6 +164,18 @@ class Search(Section):
         description="Sampler trend ends a budget when the chance that a better trial is left (by 1 % of loss), or that "
         "the best rate lies more than a grid step off, is no more than this; 0: after its trials.",
     )
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Runs, each with a seed of its own (from training.seed on), of each budget's best points: of every "
+        "variant within 2 % of the best loss. The law takes the noise of its points from them.",
+    )
+    second_objective: Literal["core_hours", "inference_flops", "parameters"] | None = Field(
+        default=None,
+        description="Something to keep low beside the loss: core_hours (of training, as metered), inference_flops (of "
+        "one image) or parameters. Then each budget is searched for the Pareto front of the two; not by grid.",
+    )
     seed: Seed = Field(default=0, description="Seed of the sampler.")
 
 

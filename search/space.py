@@ -86,8 +86,6 @@ class Space:
 
     def place(self, learning_rate: float) -> int | None:
         """The index of a rate in the grid, or None if it is not on it."""
-        if learning_rate in self.learning_rates:
-            return self.learning_rates.index(learning_rate)
         return next((k for k, rate in enumerate(self.learning_rates) if math.isclose(rate, learning_rate)), None)
 
     def index(self, variant: str) -> int | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.ledger import Record
@@ -48,7 +49,9 @@ class TrialState:
 
 @dataclass(slots=True)
 class BudgetState:
-    """One budget as the ledger knows it, and its trials in the order of suggestion.
+    """One budget as the ledger knows it, its trials in the order of suggestion, and what was foretold of it before.
+
+    `trials_planned`, `seeds` and `doubt` are those it was last opened with, see `search.budgets.Budget`.
 
     `variants` are those it was last opened with, the ones whose trials are waited for; `cells` also has those that the
     study has taken out since.
@@ -60,13 +63,24 @@ class BudgetState:
     cells: list[dict[str, Any]]
     variants: frozenset[str]
     trials: list[TrialState] = field(default_factory=list)
+    forecast: dict[str, Any] | None = None
+    seeds: int = 1
+    doubt: float = 0.0
     closed: bool = False
 
     @property
     def best(self) -> TrialState | None:
-        """The finished trial with the lowest held-out loss, or None."""
-        finished = [trial for trial in self.trials if trial.outcome == "finished"]
-        return min(finished, key=lambda trial: trial.heldout_loss, default=None)
+        """The finished trial with the lowest held-out loss, or None. Of points that were run with several seeds the one
+        with the lowest mean is the best, and of its trials that with the lowest loss.
+        """
+        points: dict[tuple[str, float], list[TrialState]] = {}
+        for trial in self.trials:
+            if trial.outcome == "finished":
+                points.setdefault((trial.variant, trial.learning_rate), []).append(trial)
+        if not points:
+            return None
+        best = min(points.values(), key=lambda trials: fmean(trial.heldout_loss for trial in trials))
+        return min(best, key=lambda trial: trial.heldout_loss)
 
     @property
     def sizes(self) -> tuple[CellSize, ...]:
@@ -86,7 +100,11 @@ class BudgetState:
         """How many of `trials_counted` there will be: those planned, or those there are where they are more, or where
         the budget is closed, for its sampler may be content with fewer.
         """
-        return len(self.trials_counted) if self.closed and self.ended else max(self.trials_planned, len(self.trials_counted))
+        return (
+            len(self.trials_counted)
+            if self.closed and self.ended
+            else max(self.trials_planned, len(self.trials_counted))
+        )
 
     @property
     def ended(self) -> bool:
@@ -94,8 +112,12 @@ class BudgetState:
         return all(trial.outcome is not None for trial in self.trials_counted)
 
     def opened_as(self, budget: Budget) -> bool:
-        """Whether it was last opened with the variants that this budget has, and with as many trials, or more."""
-        return self.opened_with(budget.trials, {cell.variant for cell in budget.cells})
+        """Whether it was last opened with the variants that this budget has, and to as much effort, or more."""
+        return (
+            self.opened_with(budget.trials, {cell.variant for cell in budget.cells})
+            and self.seeds >= budget.seeds
+            and self.doubt <= budget.doubt
+        )
 
     def opened_with(self, trials: int, variants: AbstractSet[str]) -> bool:
         """Whether it was last opened with these variants, and with as many trials, or more."""
@@ -162,6 +184,10 @@ class StudyState:
                 else:
                     known.trials_planned, known.variants, known.closed = record["trials"], frozenset(cells), False
                     known.cells = list(({cell["variant"]: cell for cell in known.cells} | cells).values())
+                known = self.budgets[record["budget"]]
+                known.seeds, known.doubt = record.get("seeds", 1), record.get("doubt", 0.0)
+            case "forecast_made":
+                self.budgets[record["budget"]].forecast = record["forecast"]
             case "budget_closed":
                 self.budgets[record["budget"]].closed = True
             case "trial_suggested":

@@ -53,8 +53,11 @@ class Belief:
     def log_loss(self, learning_rates: Sequence[float]) -> Array:
         """Log loss without noise, in each draw: (draws, cells, rates)."""
         x = np.log2(np.asarray(learning_rates)) - self.centre[:, None]
-        level, slope, curvature = np.moveaxis(self.valleys, -1, 0)[..., None]
-        drawn: Array = level + slope * x + curvature * x * x
+        level, slope, curvature = (np.ascontiguousarray(self.valleys[..., k, None]) for k in range(3))
+        drawn: Array = curvature * x
+        drawn += slope
+        drawn *= x
+        drawn += level
         return drawn
 
     def best_rates(self) -> Array:
@@ -165,24 +168,21 @@ class _Rows:
         for explored in budgets:
             places = {variant: first + k for k, variant in enumerate(explored.space.variants)}
             first += len(places)
-            for trial in explored.trials:
-                if (place := places.get(trial.variant)) is None:
-                    continue
-                if trial.outcome == "finished":
-                    finished.append((place, trial.learning_rate, trial.heldout_loss))
-                elif trial.outcome == "diverged":
-                    diverged.append((place, trial.learning_rate))
-        cell = np.array([row[0] for row in finished], dtype=np.intp)
-        edge = np.array([row[0] for row in diverged], dtype=np.intp)
-        x = np.log2([row[1] for row in finished]) - cells.centre[cell]
-        y = np.log(np.maximum([row[2] for row in finished], _TINIEST_LOSS))
+            known = [(places[trial.variant], trial) for trial in explored.trials if trial.variant in places]
+            finished += [(p, t.learning_rate, t.heldout_loss) for p, t in known if t.outcome == "finished"]
+            diverged += [(p, t.learning_rate) for p, t in known if t.outcome == "diverged"]
+        place, rate, loss = np.array(finished, dtype=float).reshape(-1, 3).T
+        edge_place, edge_rate = np.array(diverged, dtype=float).reshape(-1, 2).T
+        cell, edge = place.astype(np.intp), edge_place.astype(np.intp)
+        x = np.log2(rate) - cells.centre[cell]
+        y = np.log(np.maximum(loss, _TINIEST_LOSS))
         middle = float(y.mean()) if len(y) else 0.0
         y = y - middle
         lowest, floor = np.full(len(cells.centre), np.inf), np.full(len(budgets), np.inf)
         np.minimum.at(lowest, cell, y)
         np.minimum.at(floor, cells.budget[cell], y)
         floor[np.isinf(floor)] = 0.0
-        edge_x = np.log2([row[1] for row in diverged]) - cells.centre[edge]
+        edge_x = np.log2(edge_rate) - cells.centre[edge]
         return cls(cell, x, y, y - lowest[cell], edge, edge_x, floor[cells.budget[edge]], middle)
 
     def equations(self, worlds: Worlds, first: int, cells: int) -> _Equations:

@@ -53,7 +53,13 @@ class Choice:
 
 
 def choose(
-    space: Space, trials: Sequence[Tried], smaller: Sequence[Explored] = (), *, batch_size: int = 4096, seed: int = 0
+    space: Space,
+    trials: Sequence[Tried],
+    smaller: Sequence[Explored] = (),
+    *,
+    batch_size: int = 4096,
+    seed: int = 0,
+    costs: Sequence[float] | None = None,
 ) -> Choice:
     """The next trial of a budget: a pure function of what was seen.
 
@@ -65,31 +71,47 @@ def choose(
         smaller: the budgets to learn from, cheapest first.
         batch_size: examples of an optimiser step; the prior learning rate is in proportion to it.
         seed: of the draws.
+        costs: of each cell, something else to keep low. Then not one best is looked for but the Pareto front: for
+            every cost, the best of the cells that cost no more; what is said of chances is of the least sure of these.
     """
     seen = _Seen.of(space, trials)
+    waits = bool(seen.running.any())
     if seen.tried.all():
-        return Choice(None, 0.0, 0.0, bool(seen.running.any()))
+        return Choice(None, 0.0, 0.0, waits)
     free = ~seen.tried & ~seen.barred
     if not free.any():
         free = ~seen.tried
     random = np.random.default_rng([seed, len(trials)])
     belief = believe(space, trials, smaller, batch_size=batch_size, draws=_DRAWS, random=random)
-    loss = belief.log_loss(space.learning_rates)
-    regret = np.minimum(loss - loss[:, free | seen.finished].min(axis=1)[:, None, None], _WORST)
-    taken = np.minimum(regret[:, seen.running].min(axis=1, initial=np.inf), _WORST)
-    better = off = 1.0
-    if seen.finished.any():
-        best = np.where(seen.finished, loss.mean(axis=0), np.inf).argmin()
-        cell, place = divmod(int(best), len(space.learning_rates))
-        taken = np.minimum(taken, regret[:, cell, place])
-        held = np.minimum(loss[:, cell, place], loss[:, seen.running].min(axis=1, initial=np.inf))
-        better = float((held - loss[:, free].min(axis=1) > TOLERANCE).mean())
-        off = _chance_off(space, belief.best_rates()[:, cell], place, seen.running[cell])
-    left = np.full(free.shape, np.inf)
-    left[free] = np.minimum(taken[:, None], regret[:, free]).mean(axis=0)
-    cell, place = divmod(int(left.argmin()), len(space.learning_rates))
-    point = Point(space.cells[cell].variant, space.learning_rates[place])
-    return Choice(point, better, off, bool(seen.running.any()))
+    loss, best_rates = belief.log_loss(space.learning_rates), belief.best_rates()
+    left = np.zeros(free.shape)
+    better = off = 0.0
+    for allowed in _groups(space, costs):
+        within = np.broadcast_to(allowed[:, None], free.shape)
+        regret = np.minimum(loss - loss[:, (free | seen.finished) & within].min(axis=1)[:, None, None], _WORST)
+        running = seen.running & within
+        taken = np.minimum(regret[:, running].min(axis=1, initial=np.inf), _WORST)
+        if (finished := seen.finished & within).any():
+            best = np.where(finished, loss.mean(axis=0), np.inf).argmin()
+            cell, place = divmod(int(best), len(space.learning_rates))
+            taken = np.minimum(taken, regret[:, cell, place])
+            held = np.minimum(loss[:, cell, place], loss[:, running].min(axis=1, initial=np.inf))
+            least = loss[:, free & within].min(axis=1, initial=np.inf)
+            better = max(better, float((held - least > TOLERANCE).mean()))
+            off = max(off, _chance_off(space, best_rates[:, cell], place, running[cell]))
+        else:
+            better = off = 1.0
+        left += np.where(within, np.minimum(taken[:, None, None], regret), taken[:, None, None]).mean(axis=0)
+    cell, place = divmod(int(np.where(free, left, np.inf).argmin()), len(space.learning_rates))
+    return Choice(Point(space.cells[cell].variant, space.learning_rates[place]), better, off, waits)
+
+
+def _groups(space: Space, costs: Sequence[float] | None) -> list[NDArray[np.bool_]]:
+    """The cells among which a best is looked for: all; or for every cost those that cost no more."""
+    if costs is None:
+        return [np.ones(len(space.cells), dtype=bool)]
+    each = np.asarray(costs)
+    return [each <= most for most in np.unique(each)]
 
 
 def _chance_off(space: Space, best_rates: Array, place: int, running: NDArray[np.bool_]) -> float:
@@ -113,8 +135,11 @@ class _Seen:
         shape = (len(space.cells), len(space.learning_rates))
         seen = cls(*(np.zeros(shape, dtype=bool) for _ in range(4)))
         cells = {variant: k for k, variant in enumerate(space.variants)}
+        places = {rate: k for k, rate in enumerate(space.learning_rates)}
         for trial in trials:
-            cell, place = cells.get(trial.variant), space.place(trial.learning_rate)
+            cell, place = cells.get(trial.variant), places.get(trial.learning_rate)
+            if place is None:
+                place = space.place(trial.learning_rate)
             if cell is None or place is None:
                 continue
             seen.tried[cell, place] = True

@@ -17,9 +17,11 @@ and the next, larger budget's sampler is given `smaller=[explored(study, space)]
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -28,6 +30,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.space import DOUBT, Explored, Space
 from search.trend_choice import Choice, choose
+
+_PROPOSED: Final = "trend:proposed"
+_ONE_AT_A_TIME: Final = threading.Lock()  # threads of one study; not of the sampler, which may be pickled
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,7 @@ def explored(study: Study, space: Space, *, variant: str = "variant", learning_r
     Complete trials finished, with their value as the held-out loss, which must be above zero; one whose value is
     infinite, and pruned ones, diverged. Raises `ValueError` for a study of several objectives or one that maximises.
     """
-    _check(study)
-    trials = study.get_trials(deepcopy=False)
-    return Explored(space, [_tried(trial, variant, learning_rate) for trial in trials if variant in trial.params])
+    return Explored(space, _trials(study, variant, learning_rate))
 
 
 class TrendSampler(BaseSampler):
@@ -77,15 +80,24 @@ class TrendSampler(BaseSampler):
         variant: str = "variant",
         learning_rate: str = "learning_rate",
     ) -> None:
+        for name, value, allowed, good in (
+            ("space", space, "one with cells, and learning rates that rise", _is_searchable(space)),
+            ("batch_size", batch_size, "1 or more", batch_size >= 1),
+            ("doubt", doubt, "0 to 0.5", 0 <= doubt <= 0.5),
+            ("seed", seed, "0 or more", seed >= 0),
+        ):
+            if not good:
+                raise ValueError(f"{name}: {value!r} given; allowed: {allowed}")
         self.space, self.smaller, self.batch_size, self.doubt, self.seed = space, smaller, batch_size, doubt, seed
         self._names = (variant, learning_rate)
         self._others = RandomSampler(seed=seed)
 
     def choice(self, study: Study) -> Choice:
         """What it would try next, and how sure it is, as the study stands."""
-        variant, learning_rate = self._names
-        found = explored(study, self.space, variant=variant, learning_rate=learning_rate)
-        return choose(self.space, found.trials, self.smaller, batch_size=self.batch_size, seed=self.seed)
+        return self._choice(_trials(study, *self._names))
+
+    def _choice(self, trials: Sequence[_Tried]) -> Choice:
+        return choose(self.space, trials, self.smaller, batch_size=self.batch_size, seed=self.seed)
 
     def decided(self, study: Study) -> bool:
         """Whether the budget needs no further trial, and none is running that could change that."""
@@ -93,8 +105,8 @@ class TrendSampler(BaseSampler):
         return choice.decides(self.doubt) and not choice.waits
 
     def stop_when_decided(self, study: Study, trial: FrozenTrial) -> None:
-        """A callback for `study.optimize`, which ends it then."""
-        if self.decided(study):
+        """A callback for `study.optimize`, which starts no further trial then."""
+        if self.choice(study).decides(self.doubt):
             study.stop()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -110,15 +122,24 @@ class TrendSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The next point; nothing once every point has been tried, so that Optuna draws at random."""
-        point = self.choice(study).point
-        if point is None:
-            return {}
-        return dict(zip(self._names, (point.variant, point.learning_rate), strict=True))
+        with _ONE_AT_A_TIME:
+            point = self._choice(_trials(study, *self._names, besides=trial.number)).point
+            if point is None:
+                return {}
+            params: dict[str, Any] = dict(zip(self._names, (point.variant, point.learning_rate), strict=True))
+            # A trial's parameters are stored one by one, as it asks for them: until then others are told by this.
+            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, params)
+        return params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Any other parameter, at random."""
+        """Any other parameter, at random. Raises `ValueError` for one of the two whose range does not hold the grid."""
+        if param_name in self._names and _PROPOSED in trial.system_attrs:
+            wanted = self.infer_relative_search_space(study, trial)[param_name]
+            raise ValueError(
+                f"{param_name} was asked for as {param_distribution}; allowed: {wanted}, or more of a range"
+            )
         return self._others.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
@@ -126,20 +147,32 @@ class TrendSampler(BaseSampler):
         self._others.reseed_rng()
 
 
-def _check(study: Study) -> None:
+def _is_searchable(space: Space) -> bool:
+    rates = space.learning_rates
+    return bool(space.cells and rates) and all(low < high for low, high in pairwise((0.0, *rates)))
+
+
+def _trials(study: Study, variant: str, learning_rate: str, besides: int | None = None) -> list[_Tried]:
+    """The study's trials with both parameters, or with a proposal of both, but for the one of that number."""
     if study.directions != [StudyDirection.MINIMIZE]:
         raise ValueError(
             f"the study has the directions {[direction.name for direction in study.directions]}; allowed: MINIMIZE, of "
             "one loss"
         )
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        params = {**trial.system_attrs.get(_PROPOSED, {}), **trial.params}
+        if trial.number != besides and variant in params and learning_rate in params:
+            found.append(_tried(trial, params[variant], params[learning_rate]))
+    return found
 
 
-def _tried(trial: FrozenTrial, variant: str, learning_rate: str) -> _Tried:
+def _tried(trial: FrozenTrial, variant: str, learning_rate: float) -> _Tried:
     loss = trial.values[0] if trial.values else math.nan
     outcome: str | None
     match trial.state:
         case TrialState.COMPLETE:
-            outcome = "finished" if math.isfinite(loss) else "diverged"
+            outcome = "diverged" if loss == math.inf else "finished"
         case TrialState.PRUNED:
             outcome = "diverged"
         case TrialState.FAIL:
@@ -148,4 +181,4 @@ def _tried(trial: FrozenTrial, variant: str, learning_rate: str) -> _Tried:
             outcome = None
     if outcome == "finished" and loss <= 0:
         raise ValueError(f"trial {trial.number} has the loss {loss:g}; allowed: above 0, for its logarithm is modelled")
-    return _Tried(trial.params[variant], trial.params[learning_rate], outcome, loss)
+    return _Tried(variant, learning_rate, outcome, loss)

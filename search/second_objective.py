@@ -1,0 +1,69 @@
+"""What else than the loss a study may keep low: the cost of each variant within a budget, and the Pareto front.
+
+All trials of a budget take the same training FLOPs; yet on real machines some variants take more core-hours for them,
+and larger ones more memory and, once trained, more compute for every image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Final, Literal, get_args
+
+from search.results import meter_summary
+from search.state import BudgetState, StudyState, TrialState
+
+SecondObjective = Literal["core_hours", "inference_flops", "parameters"]
+SECOND_OBJECTIVES: Final = get_args(SecondObjective)
+UNITS: Final[Mapping[SecondObjective, str]] = {
+    "core_hours": "core-hours of training",
+    "inference_flops": "FLOPs of inference per image",
+    "parameters": "parameters",
+}
+
+
+def costs_of(objective: SecondObjective, state: StudyState, budget: BudgetState) -> dict[str, float]:
+    """The cost of each variant of a budget.
+
+    Inference takes a third of the training FLOPs of an image (one forward pass of three passes' worth). Core-hours are
+    the mean of what the variant's finished trials of this budget took in training steps; before there are any, what
+    they took for each FLOP in smaller budgets, or what all variants did; and without any at all, alike for all.
+    """
+    cells = {cell["variant"]: cell for cell in budget.cells if cell["variant"] in budget.variants}
+    match objective:
+        case "parameters":
+            return {variant: float(cell["parameters"]) for variant, cell in cells.items()}
+        case "inference_flops":
+            return {variant: cell["flops_per_image"] / 3 for variant, cell in cells.items()}
+        case "core_hours":
+            return {variant: _core_hours(variant, state, budget) for variant in cells}
+
+
+def _core_hours(variant: str, state: StudyState, budget: BudgetState) -> float:
+    known = [(trial, hours) for trial in state.trials.values() if (hours := _metered(trial)) is not None]
+    here = [hours for trial, hours in known if trial.budget == budget.label and trial.variant == variant]
+    if here:
+        return fmean(here)
+    per_flop = [hours / trial.flops for trial, hours in known if trial.variant == variant]
+    per_flop = per_flop or [hours / trial.flops for trial, hours in known]
+    return fmean(per_flop) * budget.flops if per_flop else 1.0
+
+
+def _metered(trial: TrialState) -> float | None:
+    if trial.outcome != "finished":
+        return None
+    hours = meter_summary(trial).get("core_hours")
+    return float(hours) if hours else None
+
+
+def pareto_front(trials: Iterable[TrialState], costs: Mapping[str, float]) -> list[TrialState]:
+    """The finished trials that no other beats: none that costs as little, or less, has a lower loss. Cheapest first."""
+    finished = [trial for trial in trials if trial.outcome == "finished" and trial.variant in costs]
+    front: list[TrialState] = []
+    lowest = math.inf
+    for trial in sorted(finished, key=lambda trial: (costs[trial.variant], trial.heldout_loss)):
+        if trial.heldout_loss < lowest:
+            lowest = trial.heldout_loss
+            front.append(trial)
+    return front
