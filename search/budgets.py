@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from models.costs import Costs, costs
-from search.sections import Epochs
+from search.sections import Epochs, SecondObjective
 from search.study import Study, StudyError
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND, same_amount
 
@@ -63,6 +63,7 @@ class Budget:
         trials: how many trials are to be run; of sampler trend, how many at most.
         seeds: with how many seeds its best points are to be run.
         doubt: the chance of being wrong at which its sampler may end it before; 0: not before its trials.
+        second_objective: what is kept low beside the loss, see `search.second_objective`.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Budget:
     trials: int
     seeds: int = 1
     doubt: float = 0.0
+    second_objective: SecondObjective | None = None
 
     @property
     def slug(self) -> str:
@@ -127,7 +129,8 @@ def open_budgets(
             warnings.append(f"budget {quantity.label}: left out {', '.join(left_out)}")
         doubt = study.search.doubt if study.search.sampler == "trend" else 0.0
         trials = _trials(study, len(cells))
-        budget = Budget(quantity.label, flops, index, tuple(cells), trials, study.search.seeds, doubt)
+        asked = study.search
+        budget = Budget(quantity.label, flops, index, tuple(cells), trials, asked.seeds, doubt, asked.second_objective)
         warnings += _budget_warnings(study, budget, budgets)
         budgets.append(budget)
     if problems:

@@ -17,6 +17,7 @@ from search.programs import load_programs
 from search.rates import TPU_V4, core_hour_rates, rates_on_tpu
 from search.results import measured_rates, render_results, time_split
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
+from search.second_objective import render_fronts
 from search.session import show_pages
 from search.state import StudyState
 from search.study import Study, StudyError, load_study
@@ -94,11 +95,13 @@ def show_study(path: Path, console: Console) -> None:
     study, folder, records = _newest_run(path)
     state, local = StudyState.of(records), local_folder(study, folder)
     render_results(state, console)
+    render_fronts(state, console)
     try:
-        write_results(state, folder.url, local)
+        write_results(state, folder.url, local, study, records)
     except OSError as error:
         tell(
-            console, f"the figures and results.csv could not be written ({error}); copy the run and study to draw them"
+            console,
+            f"figures, table and report could not be written ({error}); copy the run and study to draw them",
         )
     show_pages(study, local, console)
 
@@ -109,7 +112,7 @@ def sync_study(path: Path, uri: str | None, console: Console) -> None:
     if uri is None:
         check_tracking(study)
     local = local_folder(study, folder)
-    files = write_results(StudyState.of(records), folder.url, local)
+    files = write_results(StudyState.of(records), folder.url, local, study, records)
     own, artefacts = tracking_address(study)
     report = sync(
         records,

@@ -67,7 +67,7 @@ class Director:
     ledger: Ledger
     slices: int
     listen: Callable[[Record], None]
-    foretell: Callable[[StudyState, Budget], dict[str, Any]] | None = None
+    foretell: Callable[[StudyState, Budget], dict[str, Any] | None] | None = None
     interrupted: bool = False
     state: StudyState = field(init=False)
     _resumed: list[str] = field(init=False)
@@ -192,6 +192,7 @@ class Director:
             trials=budget.trials,
             seeds=budget.seeds,
             doubt=budget.doubt,
+            second_objective=budget.second_objective,
             cells=cells,
         )
         if expected is not None:
@@ -199,7 +200,7 @@ class Director:
         return self.state.budgets[budget.label]
 
     def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
-        space, second = space_of(self.study, budget), self.study.search.second_objective
+        space, second = space_of(self.study, budget), budget.second_objective
         # the seed follows the budget's own size, so that adding a budget to a study changes no other one's suggestions
         seed = self.study.search.seed * 1009 + round(math.log2(budget.flops) * 1000)
         return propose(

@@ -190,6 +190,13 @@ class ProgressView:
                 cells = ", ".join(f"{c['variant']} ({number(c['epochs'], trim=True)} epochs)" for c in record["cells"])
                 most = "at most " if budget.doubt else ""
                 return f"budget {budget.label}: {most}{budget.trials_planned} trials of {cells}", ""
+            case "forecast_made":
+                said = record["forecast"]
+                if "value" not in said["loss"]:
+                    return f"budget {record['budget']}: no forecast ({said['loss']['refused']})", ""
+                loss = " to ".join(number(said["loss"][end]) for end in ("low", "high"))
+                of = f", {said['variant']} at {number(said['learning_rate'], trim=True)}" if said["variant"] else ""
+                return f"budget {record['budget']}: forecast {number(said['loss']['value'])} ({loss}){of}", ""
             case "budget_closed":
                 best = self._state.budgets[record["budget"]].best
                 found = "no finished trial" if best is None else f"best {_cell(best)}: loss {number(best.heldout_loss)}"

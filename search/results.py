@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.foretold import score_of
 from search.formats import MISSING, duration, number, percent, scientific
 from search.state import BudgetState, StudyState, TrialState
 from trainables.meter import Meter
@@ -258,6 +259,26 @@ def _summary_table(state: StudyState, console: Console) -> Table:
     return _table(title, rows, frozenset({"budget", "variant"}), console)
 
 
+def _forecast_table(state: StudyState, console: Console) -> Table | None:
+    rows = []
+    for budget in ordered_budgets(state):
+        if (score := score_of(budget)) is None:
+            continue
+        cells = {
+            "budget": budget.label,
+            "forecast": number(score.predicted),
+            "interval": f"{number(score.low)} to {number(score.high)}",
+            "came out": number(score.actual),
+            "off by": f"{100 * score.error:+.1f} %",
+            "": "inside" if score.inside else "outside",
+            "recommended": f"{score.variant or MISSING} at {number(score.learning_rate, trim=True)}",
+            "was best": f"{score.best_variant} at {number(score.best_learning_rate, trim=True)}",
+        }
+        rows.append((cells, False))
+    texts = frozenset({"budget", "", "recommended", "was best"})
+    return _table("Forecasts made before each budget", rows, texts, console) if rows else None
+
+
 def _time_table(split: TimeSplit, console: Console) -> Table:
     rows = [
         ({"spent on": BUCKETS[bucket], "time": duration(seconds), "share": percent(seconds / split.total)}, False)
@@ -289,6 +310,9 @@ def render_results(state: StudyState, console: Console) -> None:
         console.print()
     if best_rows(state):
         console.print(_summary_table(state, console))
+        console.print()
+    if (forecasts := _forecast_table(state, console)) is not None:
+        console.print(forecasts)
         console.print()
     split = time_split(state)
     if split.total:

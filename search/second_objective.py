@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from statistics import fmean
-from typing import Final, Literal, get_args
+from typing import Final
 
-from search.results import meter_summary
+from rich.console import Console
+
+from search.formats import number
+from search.results import meter_summary, ordered_budgets
+from search.sections import SecondObjective
 from search.state import BudgetState, StudyState, TrialState
+from search.tables import figures_table
 
-SecondObjective = Literal["core_hours", "inference_flops", "parameters"]
-SECOND_OBJECTIVES: Final = get_args(SecondObjective)
 UNITS: Final[Mapping[SecondObjective, str]] = {
     "core_hours": "core-hours of training",
     "inference_flops": "FLOPs of inference per image",
@@ -67,3 +70,24 @@ def pareto_front(trials: Iterable[TrialState], costs: Mapping[str, float]) -> li
             lowest = trial.heldout_loss
             front.append(trial)
     return front
+
+
+def render_fronts(state: StudyState, console: Console) -> None:
+    """Print the Pareto front of every budget that was searched with a second objective."""
+    for budget in ordered_budgets(state):
+        objective = budget.second_objective
+        if objective is None:
+            continue
+        costs = costs_of(objective, state, budget)
+        if not (front := pareto_front(budget.trials, costs)):
+            continue
+        title = f"Budget {budget.label}: Pareto front of held-out loss and {UNITS[objective]}"
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
+        table = figures_table(None, ("variant",), ("epochs", "learning rate", "held-out loss", UNITS[objective]))
+        for trial in front:
+            table.add_row(
+                trial.variant, number(trial.epochs, trim=True), number(trial.learning_rate, trim=True),
+                number(trial.heldout_loss), number(costs[trial.variant]),
+            )  # fmt: skip
+        console.print(table)
+        console.print()

@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e-8, le=1e4)]
 EpochCount = Annotated[float, Field(ge=1e-6, le=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SecondObjective = Literal["core_hours", "inference_flops", "parameters"]
 
 
 class Section(BaseModel):
@@ -171,10 +172,10 @@ class Search(Section):
         description="Runs, each with a seed of its own (from training.seed on), of each budget's best points: of every "
         "variant within 2 % of the best loss. The law takes the noise of its points from them.",
     )
-    second_objective: Literal["core_hours", "inference_flops", "parameters"] | None = Field(
+    second_objective: SecondObjective | None = Field(
         default=None,
         description="Something to keep low beside the loss: core_hours (of training, as metered), inference_flops (of "
-        "one image) or parameters. Then each budget is searched for the Pareto front of the two; not by grid.",
+        "one image) or parameters. Then each budget is searched for the Pareto front of the two.",
     )
     seed: Seed = Field(default=0, description="Seed of the sampler.")
 

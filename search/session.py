@@ -20,15 +20,24 @@ from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops, open_budgets
 from search.data import open_data
-from search.devices import check_precision_here, chips_of_worker, cores_per_worker, resolve_device, warnings_here
+from search.devices import (
+    check_precision_here,
+    chips_of_worker,
+    cores_per_worker,
+    metered_cores,
+    resolve_device,
+    warnings_here,
+)
 from search.director import Director
-from search.ledger import FORMAT, Ledger, LedgerError
+from search.foretold import foreteller
+from search.ledger import FORMAT, Ledger, LedgerError, Record
 from search.progress import PlannedBudget, ProgressView
 from search.rates import core_hour_rates
 from search.ray_settings import prepare_environment
 from search.results import render_results
 from search.resume import described, refuse_changed_study, without_trials
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
+from search.second_objective import render_fronts
 from search.state import StudyState
 from search.study import Study, load_study
 from search.terminal import logging_to, program, reader_may_be_gone, shown, tell
@@ -129,7 +138,13 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         progress = ProgressView(console, ledger.records, budgets=planned)
         views = Views.open(study, folder.run, local, progress)
         views.catch_up(ledger.records)
-        director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed)
+        foretell = foreteller(
+            study,
+            train_examples=len(splits.train),
+            classes=len(splits.classes),
+            cores_per_slice=metered_cores(study, plan.device),
+        )
+        director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed, foretell)
         if not ledger.records:
             open_study(director, study, study_path, folder, splits, plan.device, core_hours)
 
@@ -156,7 +171,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         finally:
             write_end(director, reason)
             # the views come to their end while the slices go home
-            concluding = in_background(lambda: conclude(director.state, views, folder, local, at_once=at_once))
+            told = study, director.state, ledger.records
+            concluding = in_background(lambda: conclude(*told, views, folder, local, at_once=at_once))
             try:
                 stack.__exit__(*sys.exc_info())
                 drawn = concluding.result()
@@ -184,8 +200,17 @@ def write_end(director: Director, reason: str) -> None:
         log.exception("the end of the session could not be written")
 
 
-def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *, at_once: bool) -> bool:
-    """The figures, and what the views lack; `at_once` leaves the figures out and hardly waits for the views.
+def conclude(
+    study: Study,
+    state: StudyState,
+    records: Sequence[Record],
+    views: Views,
+    folder: RunFolder,
+    local: Path,
+    *,
+    at_once: bool,
+) -> bool:
+    """The figures and the report, and what the views lack; `at_once` leaves those out and hardly waits for the views.
 
     What fails in drawing is logged, so that it hides neither the results nor the error that ended the search. Returns
     whether the figures and the table are as the study is now.
@@ -193,7 +218,7 @@ def conclude(state: StudyState, views: Views, folder: RunFolder, local: Path, *,
     drawn = False
     try:
         if not at_once:
-            views.add_figures(write_results(state, folder.url, local))
+            views.add_figures(write_results(state, folder.url, local, study, records))
             drawn = True
     except Exception:
         log.exception("the figures could not be drawn")
@@ -253,6 +278,7 @@ def open_study(
 def show_results(study: Study, state: StudyState, local: Path, console: Console) -> None:
     """Print the tables, where the files of the results are, and how to open the pages."""
     render_results(state, console)
+    render_fronts(state, console)
     show_pages(study, local, console)
 
 
@@ -260,6 +286,7 @@ def show_pages(study: Study, local: Path, console: Console) -> None:
     """Print where the figures and the table are, as far as they were written, and how to open the pages."""
     figures = local / "figures"
     for what, path in (
+        ("Report, and what to train next:         ", local / "report.html"),
         ("Figure of held-out loss against compute:", figures / "loss_vs_compute.png"),
         ("Figure of the learning-rate valleys:    ", figures / "learning_rate_valley.png"),
         ("All trials as a table:                  ", local / "results.csv"),

@@ -15,6 +15,7 @@ from search.units import same_amount
 
 if TYPE_CHECKING:
     from search.budgets import Budget
+    from search.sections import SecondObjective
 
 Outcome = Literal["finished", "diverged", "failed"]
 
@@ -51,7 +52,8 @@ class TrialState:
 class BudgetState:
     """One budget as the ledger knows it, its trials in the order of suggestion, and what was foretold of it before.
 
-    `trials_planned`, `seeds` and `doubt` are those it was last opened with, see `search.budgets.Budget`.
+    `trials_planned`, `seeds`, `doubt` and `second_objective` are those that it was last opened with, see
+    `search.budgets.Budget`.
 
     `variants` are those it was last opened with, the ones whose trials are waited for; `cells` also has those that the
     study has taken out since.
@@ -66,6 +68,7 @@ class BudgetState:
     forecast: dict[str, Any] | None = None
     seeds: int = 1
     doubt: float = 0.0
+    second_objective: SecondObjective | None = None
     closed: bool = False
 
     @property
@@ -117,6 +120,7 @@ class BudgetState:
             self.opened_with(budget.trials, {cell.variant for cell in budget.cells})
             and self.seeds >= budget.seeds
             and self.doubt <= budget.doubt
+            and budget.second_objective in (None, self.second_objective)
         )
 
     def opened_with(self, trials: int, variants: AbstractSet[str]) -> bool:
@@ -186,6 +190,7 @@ class StudyState:
                     known.cells = list(({cell["variant"]: cell for cell in known.cells} | cells).values())
                 known = self.budgets[record["budget"]]
                 known.seeds, known.doubt = record.get("seeds", 1), record.get("doubt", 0.0)
+                known.second_objective = record.get("second_objective")
             case "forecast_made":
                 self.budgets[record["budget"]].forecast = record["forecast"]
             case "budget_closed":

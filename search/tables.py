@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 
-def figures_table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
+def figures_table(title: str | None, names: Sequence[str], figures: Sequence[str]) -> Table:
     """A table without rows: columns of names to the left, columns of figures set right, none broken into lines."""
     table = Table(
         title=title,

@@ -1,0 +1,105 @@
+"""Further seeds: only of the best points, each seed once, and the best is then the best on average."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.budgets import open_budgets
+from search.director import Suggestion
+from search.ledger import read_ledger
+from search.repeats import next_repeat
+from search.space import CellSize, Point, Space
+from search.state import BudgetState, StudyState
+from search.state import TrialState as Trial
+from search.study import read_study
+from tests.search.test_director import STUDY, World, events_of
+
+SPACE = Space(tuple(CellSize(name, 1.0, 1e9, 10**6) for name in ("F0", "F1", "F3")), (0.1, 0.2, 0.4))
+
+
+def trial(variant: str, rate: float, loss: float | None, seed: int = 0, outcome: Any = "finished") -> Trial:
+    point = Point(variant, rate)
+    return Trial(
+        trial_id="b", budget="b", variant=variant, epochs=1.0, steps=10, learning_rate=rate, seed=seed, flops=1.0,
+        parameters=1, params=point.params, suggested_at=0.0, outcome=outcome, result={"heldout_loss": loss},
+    )  # fmt: skip
+
+
+def test_each_variant_within_two_per_cent_of_the_best_is_repeated_at_its_best_rate_the_best_first() -> None:
+    trials = [trial("F0", 0.1, 1.01), trial("F0", 0.2, 1.5), trial("F1", 0.4, 1.0), trial("F3", 0.2, 1.03)]
+    found = []
+    while (repeat := next_repeat(SPACE, trials, range(3))) is not None:
+        point, seed = repeat
+        found.append((point.variant, point.learning_rate, seed))
+        first = next(each for each in trials if (each.variant, each.learning_rate) == found[-1][:2])
+        trials.append(trial(point.variant, point.learning_rate, first.heldout_loss, seed))
+    assert found == [("F1", 0.4, 1), ("F0", 0.1, 1), ("F1", 0.4, 2), ("F0", 0.1, 2)]
+
+
+def test_a_lucky_point_is_no_longer_the_best_once_it_was_repeated() -> None:
+    trials = [trial("F0", 0.1, 0.9), trial("F0", 0.1, 1.1, 1), trial("F0", 0.2, 0.95)]
+    assert next_repeat(SPACE, trials, range(2)) == (Point("F0", 0.2), 1)
+
+
+def test_a_seed_that_runs_failed_or_diverged_is_not_run_again() -> None:
+    for outcome in (None, "failed", "diverged"):
+        trials = [trial("F0", 0.1, 1.0), trial("F0", 0.1, None, 1, outcome)]
+        assert next_repeat(SPACE, trials, range(2)) is None
+
+
+def test_nothing_is_repeated_where_nothing_has_finished() -> None:
+    assert next_repeat(SPACE, [trial("F0", 0.1, None, 0, "diverged")], range(3)) is None
+
+
+@pytest.mark.parametrize("sampler", ["grid", "trend"])
+def test_a_search_ends_each_budget_with_the_further_seeds_of_its_best_points(tmp_path: Path, sampler: str) -> None:
+    study = read_study(STUDY.replace("{sampler: tpe, trials: 8}", f"{{sampler: {sampler}, seeds: 3}}"))
+    with World(study, open_budgets(study, 1437, 10)[0], tmp_path) as world:
+        world.run()
+        assert world.director.done
+    state = StudyState.of(read_ledger(str(tmp_path)))
+    for budget in state.budgets.values():
+        points = Counter((each.variant, each.learning_rate) for each in budget.trials)
+        repeated = {point for point, count in points.items() if count > 1}
+        assert repeated == {("F0", 0.4)}  # F1 is five per cent worse
+        assert sorted(each.seed for each in budget.trials if each.learning_rate == 0.4 and each.variant == "F0") == [
+            0, 1, 2,
+        ]  # fmt: skip
+
+
+def test_seeds_that_are_asked_for_later_are_run_beside_what_there_is(tmp_path: Path) -> None:
+    text = STUDY.replace("{sampler: tpe, trials: 8}", "{sampler: grid}")
+    for seeds, trials in ((1, 20), (2, 22), (2, 22)):
+        study = read_study(text.replace("grid}", f"grid, seeds: {seeds}}}"))
+        with World(study, open_budgets(study, 1437, 10)[0], tmp_path) as world:
+            world.run()
+            assert world.director.done
+            assert len(world.director.state.trials) == trials
+
+
+def test_the_trials_of_a_further_seed_are_trained_with_it(tmp_path: Path) -> None:
+    study = read_study(STUDY.replace("{sampler: tpe, trials: 8}", "{sampler: grid, seeds: 2}"))
+    with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
+        seen: list[Suggestion] = []
+        while isinstance(suggestion := world.director.suggest(), Suggestion):
+            seen.append(suggestion)
+            for event in events_of(suggestion):
+                world.director.take_events(suggestion.trial, [event])
+    seeds = Counter(suggestion.config["seed"] for suggestion in seen)
+    assert seeds == {0: 20, 1: 2}
+
+
+def test_the_best_of_a_budget_is_the_best_on_average() -> None:
+    budget = BudgetState("b", 1.0, 3, [], frozenset({"F0"}))
+    budget.trials += [
+        trial("F0", 0.1, 0.9),
+        trial("F0", 0.1, 1.1, 1),
+        trial("F0", 0.2, 0.97),
+        trial("F0", 0.2, 0.95, 1),
+    ]
+    assert budget.best is not None
+    assert (budget.best.learning_rate, budget.best.heldout_loss) == (0.2, 0.95)

@@ -1,0 +1,131 @@
+"""A second objective: what variants cost, the Pareto front, and samplers that look for all of it."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.samplers import SamplerName, propose
+from search.second_objective import costs_of, pareto_front, render_fronts
+from search.space import Point
+from search.state import BudgetState, StudyState
+from search.state import TrialState as Trial
+from search.surfaces import Surface, paper_like
+from search.trend_choice import choose
+
+
+def trial(variant: str, loss: float | None, hours: float = 0.0, budget: str = "b", flops: float = 1e10) -> Trial:
+    meter: dict[str, Any] = {"core_hours": hours} if hours else {}
+    return Trial(
+        trial_id=f"{variant}-{loss}", budget=budget, variant=variant, epochs=1.0, steps=10, learning_rate=0.4, seed=0,
+        flops=flops, parameters=1, params={}, suggested_at=0.0, outcome="diverged" if loss is None else "finished",
+        result={} if loss is None else {"heldout_loss": loss}, meter=meter,
+    )  # fmt: skip
+
+
+def budget_of(*trials: Trial, objective: Any = "parameters") -> tuple[StudyState, BudgetState]:
+    cells = [
+        {"variant": name, "epochs": 4 / 2**k, "steps": 10, "flops_per_image": 3e9 * 2**k, "parameters": 10**6 * 2**k}
+        for k, name in enumerate(("F0", "F1", "F3"))
+    ]
+    budget = BudgetState("b", 1e10, 6, cells, frozenset({"F0", "F1", "F3"}), list(trials), second_objective=objective)
+    state = StudyState(budgets={"b": budget}, trials={each.trial_id: each for each in trials})
+    return state, budget
+
+
+def test_parameters_and_inference_are_known_before_any_trial() -> None:
+    state, budget = budget_of()
+    assert costs_of("parameters", state, budget) == {"F0": 1e6, "F1": 2e6, "F3": 4e6}
+    assert costs_of("inference_flops", state, budget) == {"F0": 1e9, "F1": 2e9, "F3": 4e9}
+
+
+def test_core_hours_are_those_metered_here_then_those_of_smaller_budgets_then_those_of_other_variants() -> None:
+    state, budget = budget_of(trial("F0", 1.0, 2.0), trial("F0", 1.1, 4.0))
+    small = trial("F1", 2.0, 0.5, budget="a", flops=1e9)
+    state.trials[small.trial_id] = small
+    costs = costs_of("core_hours", state, budget)
+    assert costs["F0"] == pytest.approx(3.0)
+    assert costs["F1"] == pytest.approx(5.0)
+    assert costs["F3"] == pytest.approx(1e10 * (2e-10 + 4e-10 + 5e-10) / 3)
+    assert set(costs_of("core_hours", *budget_of()).values()) == {1.0}
+
+
+def test_the_front_holds_what_nothing_beats_cheapest_first() -> None:
+    trials = [trial("F0", 1.2), trial("F0", 1.1), trial("F1", 1.15), trial("F3", 1.0), trial("F3", None)]
+    front = pareto_front(trials, {"F0": 1.0, "F1": 2.0, "F3": 4.0})
+    assert [(each.variant, each.heldout_loss) for each in front] == [("F0", 1.1), ("F3", 1.0)]
+
+
+def test_fronts_are_printed_of_budgets_that_were_searched_for_them() -> None:
+    trials = (trial("F0", 1.1), trial("F3", 1.0))
+    for objective, there in (("parameters", True), (None, False)):
+        output = io.StringIO()
+        render_fronts(budget_of(*trials, objective=objective)[0], Console(file=output, width=100))
+        assert ("Pareto front of held-out loss and parameters" in output.getvalue()) == there
+        assert ("1,000,000" in output.getvalue()) == there
+
+
+def searched(
+    sampler: SamplerName, surface: Surface, budget: int, trials: int, costs: dict[str, float] | None
+) -> list[Trial]:
+    found: list[Trial] = []
+    for number in range(trials):
+        point = propose(
+            sampler, surface.space(budget), found, seed=1, worst_loss=surface.worst_loss, costs=costs,
+            batch_size=surface.batch_size,
+        )  # fmt: skip
+        if point is None:
+            break
+        outcome, loss = surface.observed(budget, point.variant, point.learning_rate, 1)
+        ended = trial(point.variant, loss if outcome == "finished" else None)
+        found.append(replace(ended, trial_id=str(number), learning_rate=point.learning_rate))
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["trend", "tpe", "gp", "random"])
+def test_samplers_take_a_second_objective(sampler: SamplerName) -> None:
+    surface = paper_like(3)
+    costs = {cell.variant: float(cell.parameters) for cell in surface.cells[1]}
+    found = searched(sampler, surface, 1, 8, costs)
+    assert len({(each.variant, each.learning_rate) for each in found}) == len(found) > 2
+
+
+def test_trend_looks_at_cheap_variants_too_where_the_front_is_asked_for() -> None:
+    """The cheapest variant is worse, so one objective leaves its valley alone; the front has a place for it."""
+
+    def excess_of_the_cheapest(costs: bool) -> float:
+        total = 0.0
+        for seed in range(8):
+            surface = paper_like(seed)
+            cells = surface.cells[-1]
+            of_cells = {cell.variant: float(cell.parameters) for cell in cells} if costs else None
+            found = searched("trend", surface, len(surface.budgets) - 1, 40, of_cells)
+            cheapest = min(cells, key=lambda cell: cell.parameters).variant
+            least = min(surface.true_loss(len(surface.budgets) - 1, cheapest, rate) for rate in surface.learning_rates)
+            mine = [
+                surface.true_loss(len(surface.budgets) - 1, cheapest, each.learning_rate)
+                for each in found
+                if each.variant == cheapest and each.outcome == "finished"
+            ]
+            total += min([*mine, 1.2 * least]) / least - 1
+        return total / 8
+
+    assert excess_of_the_cheapest(True) < 0.02
+    assert excess_of_the_cheapest(True) < 0.5 * excess_of_the_cheapest(False)
+
+
+def test_a_front_is_decided_only_when_each_part_of_it_is() -> None:
+    surface = paper_like(5)
+    space = surface.space(2)
+    found = searched("trend", surface, 2, 40, None)
+    alone = choose(space, found, batch_size=surface.batch_size)
+    front = choose(space, found, batch_size=surface.batch_size, costs=[cell.parameters for cell in space.cells])
+    assert alone.decides(0.15)
+    assert max(front.better, front.off) >= max(alone.better, alone.off)
+    assert front.point is None or isinstance(front.point, Point)
+    assert not math.isnan(front.better)
