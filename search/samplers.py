@@ -57,7 +57,7 @@ def propose(
     """
     if sampler == "trend":
         of_cells = None if costs is None else [costs[variant] for variant in space.variants]
-        choice = choose(space, trials, smaller, batch_size=batch_size, seed=seed, costs=of_cells)
+        choice = choose(space, trials, smaller, batch_size=batch_size, seed=seed, costs=of_cells, worst_loss=worst_loss)
         return None if choice.decides(doubt) else choice.point
     inside = [trial for trial in trials if space.holds(trial)]
     tried = {(trial.variant, space.place(trial.learning_rate)) for trial in inside}

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 # The chance of being wrong at which the trend sampler is content: on surfaces like the paper's it then runs 1.3 trials
 # a cell, and is right in 93 % of the budgets.
 DOUBT: Final = 0.15
+HOPELESS: Final = 1.2  # times the loss of a uniform guess: what has learnt nothing is a little above it, too
 
 
 class Tried(Protocol):
@@ -34,6 +35,14 @@ class Tried(Protocol):
     def heldout_loss(self) -> float:
         """Held-out loss at the end of training; NaN unless it has finished."""
         ...
+
+
+def ended(trial: Tried, worst_loss: float = math.inf) -> str | None:
+    """How a trial ended: its outcome, but that one which finished with no loss, or with one far above the loss of a
+    uniform guess, has diverged.
+    """
+    hopeless = trial.outcome == "finished" and not trial.heldout_loss < HOPELESS * worst_loss
+    return "diverged" if hopeless else trial.outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,16 +25,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from search.space import CellSize, Explored, Space, Tried
+from search.space import CellSize, Explored, Space, Tried, ended
 from search.trend_worlds import FALL, LEVEL_TERMS, SLOPE_TERMS, TERMS, Array, Worlds
 
 _Places = NDArray[np.intp]
 _MISFIT: Final = 0.2  # a parabola errs by about so much of what a point lies above the lowest of its cell
-# A diverged rate counts as so many curvatures above the budget's lowest loss: where a valley is three octaves off.
-_DIVERGED, _DIVERGED_SD = 4.5, 2.5
+# Where training diverges the valley is taken to rise as steeply as it does so many octaves above its best rate.
+_DIVERGED, _DIVERGED_SD = 2.5, 1.5
 _WEIGH_CELLS: Final = 60  # worlds are weighed by so many cells, the present budget's and those before it ...
 _UNLIKELY: Final = 12.0  # ... and left out where they are so much less likely (log) than the likeliest
-_LEAST_CURVATURE: Final = 0.1  # of the world's: no valley is a ridge
+_LEAST_CURVATURE: Final = 0.3  # of the world's: no valley is a plain, or a ridge
 _TINIEST_LOSS: Final = 1e-12
 
 
@@ -74,11 +74,13 @@ def believe(
     batch_size: int,
     draws: int,
     random: np.random.Generator,
+    worst_loss: float = math.inf,
 ) -> Belief:
     """What the trials of a budget, and of smaller ones, say about the budget's valleys.
 
-    Finished trials count with their held-out loss, diverged ones as a place far up the valley's side; failed and
-    running ones, and those of variants that their budget does not have, not at all.
+    Finished trials count with their held-out loss, the lowest rate that diverged as a place up the valley's side;
+    failed and running ones, and those of variants that their budget does not have, not at all. Raises `ValueError` for
+    a loss below zero, which has no logarithm.
 
     Args:
         space: the budget's cells and grid.
@@ -87,10 +89,11 @@ def believe(
         batch_size: examples of an optimiser step; the prior's learning rate is in proportion to it.
         draws: how many valleys are drawn of each cell.
         random: what they are drawn with.
+        worst_loss: that of a uniform guess; a trial that ends far above it has diverged, whatever it says.
     """
     budgets = [*smaller, Explored(space, trials)]
     cells = _Cells.of([explored.space for explored in budgets], batch_size)
-    rows = _Rows.of(budgets, cells)
+    rows = _Rows.of(budgets, cells, worst_loss)
     worlds = Worlds.all()
     near = _Solved.of(worlds, cells, rows, max(0, len(cells.centre) - _WEIGH_CELLS))
     likely = np.flatnonzero(near.log_weight > near.log_weight.max() - _UNLIKELY)
@@ -135,7 +138,7 @@ class _Cells:
         design = np.zeros((len(sizes), 3, TERMS + len(variants)))
         design[:, 0, :LEVEL_TERMS] = np.stack([one, c, c * c, n, n * n, n * c, now], axis=-1)
         design[:, 1, LEVEL_TERMS : LEVEL_TERMS + SLOPE_TERMS] = np.stack([one, n, e, now], axis=-1)
-        design[:, 2, TERMS - 1] = 1.0
+        design[:, 2, LEVEL_TERMS + SLOPE_TERMS : TERMS] = np.stack([one, c], axis=-1)
         design[:, 0, TERMS:] = [[cell.variant == variant for variant in variants] for cell in sizes]
         return cls(prior_centre(present, batch_size) - FALL * (size - size.min()) - FALL * e, design, budget)
 
@@ -147,56 +150,49 @@ def _compute(cells: Sequence[CellSize]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Trials as points (x, log loss): those that finished, and of those that diverged the x alone, with the lowest loss
-    that their budget has. `above` is what a point lies above its cell's lowest; `middle` was taken off all losses.
+    """Trials as points (x, log loss); of those that diverged the lowest x of each cell (infinite without one). `above`
+    is what a point lies above its cell's lowest; `middle` was taken off all losses.
     """
 
     cell: _Places
     x: Array
     y: Array
     above: Array
-    diverged_cell: _Places
-    diverged_x: Array
-    floor: Array
+    edge: Array
     middle: float
 
     @classmethod
-    def of(cls, budgets: Sequence[Explored], cells: _Cells) -> _Rows:
+    def of(cls, budgets: Sequence[Explored], cells: _Cells, worst_loss: float) -> _Rows:
         finished: list[tuple[int, float, float]] = []
         diverged: list[tuple[int, float]] = []
         first = 0
         for explored in budgets:
             places = {variant: first + k for k, variant in enumerate(explored.space.variants)}
             first += len(places)
-            known = [(places[trial.variant], trial) for trial in explored.trials if trial.variant in places]
-            finished += [(p, t.learning_rate, t.heldout_loss) for p, t in known if t.outcome == "finished"]
-            diverged += [(p, t.learning_rate) for p, t in known if t.outcome == "diverged"]
+            known = [(places[t.variant], t, ended(t, worst_loss)) for t in explored.trials if t.variant in places]
+            finished += [(p, t.learning_rate, t.heldout_loss) for p, t, how in known if how == "finished"]
+            diverged += [(p, t.learning_rate) for p, t, how in known if how == "diverged"]
         place, rate, loss = np.array(finished, dtype=float).reshape(-1, 3).T
         edge_place, edge_rate = np.array(diverged, dtype=float).reshape(-1, 2).T
-        cell, edge = place.astype(np.intp), edge_place.astype(np.intp)
-        x = np.log2(rate) - cells.centre[cell]
+        if (loss < 0).any():
+            raise ValueError(f"a loss of {loss.min():g} given; allowed: 0 or more, for its logarithm is modelled")
+        cell = place.astype(np.intp)
         y = np.log(np.maximum(loss, _TINIEST_LOSS))
         middle = float(y.mean()) if len(y) else 0.0
         y = y - middle
-        lowest, floor = np.full(len(cells.centre), np.inf), np.full(len(budgets), np.inf)
+        lowest, edge = np.full(len(cells.centre), np.inf), np.full(len(cells.centre), np.inf)
         np.minimum.at(lowest, cell, y)
-        np.minimum.at(floor, cells.budget[cell], y)
-        floor[np.isinf(floor)] = 0.0
-        edge_x = np.log2(edge_rate) - cells.centre[edge]
-        return cls(cell, x, y, y - lowest[cell], edge, edge_x, floor[cells.budget[edge]], middle)
+        np.minimum.at(edge, edge_place.astype(np.intp), np.log2(edge_rate))
+        x = np.log2(rate) - cells.centre[cell]
+        return cls(cell, x, y, y - lowest[cell], edge - cells.centre, middle)
 
     def equations(self, worlds: Worlds, first: int, cells: int) -> _Equations:
         """The normal equations of every cell's parabola from the `first` on, in every world."""
         noise, of_noise = np.unique(worlds.noise, return_inverse=True)
-        steep, of_steep = np.unique(worlds.curvature, return_inverse=True)
-        here, edge = self.cell >= first, self.diverged_cell >= first
+        here = self.cell >= first
         variance = noise[:, None] ** 2 + (_MISFIT * self.above[here]) ** 2
-        y = np.broadcast_to(self.y[here], variance.shape)
-        finished = _Equations.of(self.cell[here] - first, self.x[here], y, variance, cells - first)
-        up = self.floor[edge] + _DIVERGED * steep[:, None]
-        wide = np.broadcast_to((_DIVERGED_SD * steep[:, None]) ** 2, up.shape)
-        diverged = _Equations.of(self.diverged_cell[edge] - first, self.diverged_x[edge], up, wide, cells - first)
-        return finished.some(of_noise).plus(diverged.some(of_steep))
+        seen = _Equations.of(self.cell[here] - first, self.x[here], self.y[here], variance, cells - first)
+        return seen.some(of_noise).with_edges(self.edge[first:], worlds.curvature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,28 +213,33 @@ class _Equations:
 
     @classmethod
     def of(cls, cell: _Places, x: Array, y: Array, variance: Array, cells: int) -> _Equations:
-        """Of points: `cell` and `x` (points,), `y` and `variance` (worlds, points)."""
-        z = np.stack([np.ones_like(x), x, x * x], axis=-1)
-        information = np.zeros((cells, len(variance), 3, 3))
-        pull = np.zeros((cells, len(variance), 3))
-        np.add.at(information, cell, (z[:, :, None] * z[:, None, :])[:, None] / variance.T[:, :, None, None])
-        np.add.at(pull, cell, (y / variance).T[:, :, None] * z[:, None, :])
-        return cls(
-            np.moveaxis(information, 1, 0),
-            np.moveaxis(pull, 1, 0),
-            (y * y / variance).sum(axis=1),
-            np.log(variance).sum(axis=1),
-        )
+        """Of points: `cell`, `x` and `y` (points,), `variance` (worlds, points)."""
+        powers = [np.ones_like(x), x, x**2, x**3, x**4]
+
+        def sums(weights: Array) -> Array:
+            """(worlds, cells)."""
+            return np.stack([np.bincount(cell, of_world, cells) for of_world in weights])
+
+        moments = np.stack([sums(power / variance) for power in powers], axis=-1)
+        pull = np.stack([sums(power * y / variance) for power in powers[:3]], axis=-1)
+        information = moments[..., np.add.outer(np.arange(3), np.arange(3))]
+        return cls(information, pull, (y * y / variance).sum(axis=1), np.log(variance).sum(axis=1))
 
     def some(self, chosen: _Places) -> _Equations:
         return _Equations(self.information[chosen], self.pull[chosen], self.squares[chosen], self.log_variance[chosen])
 
-    def plus(self, other: _Equations) -> _Equations:
+    def with_edges(self, edge: Array, curvature: Array) -> _Equations:
+        """And of what diverged: at `edge` (cells,; infinite where nothing did) the slope of the valley is known,
+        roughly, in curvatures (worlds,).
+        """
+        there = np.isfinite(edge)
+        z = np.stack([np.zeros_like(edge), there, 2 * np.where(there, edge, 0.0)], axis=-1)
+        deviation = _DIVERGED_SD * curvature
         return _Equations(
-            self.information + other.information,
-            self.pull + other.pull,
-            self.squares + other.squares,
-            self.log_variance + other.log_variance,
+            self.information + z[:, :, None] * z[:, None, :] / deviation[:, None, None, None] ** 2,
+            self.pull + z * (_DIVERGED * curvature / deviation**2)[:, None, None],
+            self.squares + there.sum() * (_DIVERGED / _DIVERGED_SD) ** 2,
+            self.log_variance + there.sum() * 2 * np.log(deviation),
         )
 
 
@@ -256,6 +257,7 @@ class _Solved:
     mean: Array
     precision: Array
     log_weight: Array
+    edge: Array
     middle: float
 
     @classmethod
@@ -287,23 +289,25 @@ class _Solved:
             + 2 * np.log(deviation).sum(axis=-1)
         )
         log_weight = worlds.prior - 0.5 * (quadratic + log_determinant)
-        return cls(worlds, cells, equations, solved, precision, log_weight, rows.middle)
+        return cls(worlds, cells, equations, solved, precision, log_weight, rows.edge, rows.middle)
 
     def draw(self, cells: int, draws: int, random: np.random.Generator) -> Belief:
         """Valleys of the last `cells` cells: of worlds, of the trend in them, of each cell about the trend."""
         world, trend = self._draw_trends(draws, random)
         scatter = self.worlds.cell_variance()
-        information = self.equations.information[:, -cells:]
-        shrink = np.eye(3) + information * scatter[:, None, None, :]
-        covariance = scatter[:, None, :, None] * np.linalg.inv(shrink)  # D (I + A D)^-1 = (A + D^-1)^-1
-        covariance = (covariance + np.swapaxes(covariance, -1, -2)) / 2
+        known = self.equations.information[:, -cells:] + (1 / scatter)[:, None, :, None] * np.eye(3)  # A + D^-1
+        root = _inverse_root(known)
         expected = np.einsum("cip,sp->sci", self.cells.design[-cells:], trend)
         pull = self.equations.pull[:, -cells:][world] + expected / scatter[world][:, None, :]
-        valleys = (covariance[world] @ pull[..., None])[..., 0]
-        root = np.linalg.cholesky(covariance)
-        valleys += (root[world] @ random.standard_normal(valleys.shape)[..., None])[..., 0]
+        root = root[world]
+        standard = np.swapaxes(root, -1, -2) @ pull[..., None] + random.standard_normal((*pull.shape, 1))
+        valleys = (root @ standard)[..., 0]
         valleys[..., 0] += self.middle
         valleys[..., 2] = np.maximum(valleys[..., 2], _LEAST_CURVATURE * self.worlds.curvature[world][:, None])
+        edge = self.edge[-cells:]
+        there = np.isfinite(edge)  # no valley falls where training diverges
+        flat = -2 * valleys[:, there, 2] * edge[there]
+        valleys[:, there, 1] = np.maximum(valleys[:, there, 1], flat)
         return Belief(valleys, self.cells.centre[-cells:])
 
     def _draw_trends(self, draws: int, random: np.random.Generator) -> tuple[_Places, Array]:
@@ -311,7 +315,7 @@ class _Solved:
         for less the less of them does.
         """
         weight = np.exp(self.log_weight - self.log_weight.max())
-        factor = np.linalg.cholesky(np.linalg.inv(self.precision))
+        factor = _inverse_root(self.precision)
         falls = slice(LEVEL_TERMS + 1, LEVEL_TERMS + 3)
         worlds: list[_Places] = []
         trends: list[Array] = []
@@ -328,3 +332,9 @@ class _Solved:
         if not any(map(len, worlds)):  # nothing that was drawn falls, however it had to
             return world, trend
         return np.concatenate(worlds)[:draws], np.concatenate(trends)[:draws]
+
+
+def _inverse_root(precision: Array) -> Array:
+    """R with R R^T the inverse, of matrices that are positive definite; stable where the inverse itself is not."""
+    inverse: Array = np.linalg.inv(np.linalg.cholesky(precision))
+    return np.swapaxes(inverse, -1, -2)

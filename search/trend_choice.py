@@ -11,6 +11,7 @@ of all, the budget is decided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from search.space import Explored, Point, Space, Tried
+from search.space import Explored, Point, Space, Tried, ended
 from search.trend import believe
 from search.trend_worlds import Array
 
@@ -60,10 +61,13 @@ def choose(
     batch_size: int = 4096,
     seed: int = 0,
     costs: Sequence[float] | None = None,
+    worst_loss: float = math.inf,
 ) -> Choice:
     """The next trial of a budget: a pure function of what was seen.
 
-    A rate at or above one that diverged is not tried in that cell, unless nothing else is left.
+    A rate at or above one that diverged in that cell, or in a smaller budget's of that variant, is not tried unless
+    nothing else is left; a budget in which some
+    trial has finished is then decided.
 
     Args:
         space: the budget's cells and grid.
@@ -73,16 +77,18 @@ def choose(
         seed: of the draws.
         costs: of each cell, something else to keep low. Then not one best is looked for but the Pareto front: for
             every cost, the best of the cells that cost no more; what is said of chances is of the least sure of these.
+        worst_loss: that of a uniform guess; a trial that ends far above it has diverged.
     """
-    seen = _Seen.of(space, trials)
+    seen = _Seen.of(space, trials, smaller, worst_loss)
     waits = bool(seen.running.any())
     if seen.tried.all():
         return Choice(None, 0.0, 0.0, waits)
     free = ~seen.tried & ~seen.barred
-    if not free.any():
+    nothing_else = not free.any()
+    if nothing_else:
         free = ~seen.tried
     random = np.random.default_rng([seed, len(trials)])
-    belief = believe(space, trials, smaller, batch_size=batch_size, draws=_DRAWS, random=random)
+    belief = believe(space, trials, smaller, batch_size=batch_size, draws=_DRAWS, random=random, worst_loss=worst_loss)
     loss, best_rates = belief.log_loss(space.learning_rates), belief.best_rates()
     left = np.zeros(free.shape)
     better = off = 0.0
@@ -98,10 +104,12 @@ def choose(
             held = np.minimum(loss[:, cell, place], loss[:, running].min(axis=1, initial=np.inf))
             least = loss[:, free & within].min(axis=1, initial=np.inf)
             better = max(better, float((held - least > TOLERANCE).mean()))
-            off = max(off, _chance_off(space, best_rates[:, cell], place, running[cell]))
+            off = max(off, _chance_off(space, best_rates[:, cell], place, running[cell], seen.barred[cell]))
         else:
             better = off = 1.0
         left += np.where(within, np.minimum(taken[:, None, None], regret), taken[:, None, None]).mean(axis=0)
+    if nothing_else and seen.finished.any():
+        better = off = 0.0
     cell, place = divmod(int(np.where(free, left, np.inf).argmin()), len(space.learning_rates))
     return Choice(Point(space.cells[cell].variant, space.learning_rates[place]), better, off, waits)
 
@@ -114,10 +122,15 @@ def _groups(space: Space, costs: Sequence[float] | None) -> list[NDArray[np.bool
     return [each <= most for most in np.unique(each)]
 
 
-def _chance_off(space: Space, best_rates: Array, place: int, running: NDArray[np.bool_]) -> float:
-    """The chance that the grid's best rate is neither `place`, nor next to it, nor running; `best_rates` in octaves."""
+def _chance_off(
+    space: Space, best_rates: Array, place: int, running: NDArray[np.bool_], barred: NDArray[np.bool_]
+) -> float:
+    """The chance that the grid's best rate is neither `place`, nor next to it, nor running; of one that is barred the
+    next below counts. `best_rates` in octaves.
+    """
     rates = np.log2(np.asarray(space.learning_rates))
     nearest = np.abs(best_rates[:, None] - rates).argmin(axis=1)
+    nearest = np.minimum(nearest, max(place, int(np.flatnonzero(~barred).max(initial=0))))
     return float(((np.abs(nearest - place) > 1) & ~running[nearest]).mean())
 
 
@@ -131,7 +144,7 @@ class _Seen:
     barred: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, space: Space, trials: Sequence[Tried]) -> _Seen:
+    def of(cls, space: Space, trials: Sequence[Tried], smaller: Sequence[Explored], worst_loss: float) -> _Seen:
         shape = (len(space.cells), len(space.learning_rates))
         seen = cls(*(np.zeros(shape, dtype=bool) for _ in range(4)))
         cells = {variant: k for k, variant in enumerate(space.variants)}
@@ -142,10 +155,34 @@ class _Seen:
                 place = space.place(trial.learning_rate)
             if cell is None or place is None:
                 continue
+            how = ended(trial, worst_loss)
             seen.tried[cell, place] = True
-            seen.finished[cell, place] |= trial.outcome == "finished"
-            seen.running[cell, place] |= trial.outcome is None
-            if trial.outcome == "diverged":
+            seen.finished[cell, place] |= how == "finished"
+            seen.running[cell, place] |= how is None
+            if how == "diverged":
                 seen.barred[cell, place:] = True
         seen.running[seen.finished] = False
+        rates = np.asarray(space.learning_rates)
+        for variant, edge in _edges(smaller, worst_loss).items():
+            if (cell := cells.get(variant)) is not None:
+                seen.barred[cell] |= (rates >= edge * (1 - 1e-9)) & (rates > rates[seen.finished[cell]].max(initial=0))
         return seen
+
+
+def _edges(smaller: Sequence[Explored], worst_loss: float) -> dict[str, float]:
+    """The lowest rate at which each variant diverged; not where it finished at that rate, or above, in the same budget or
+    a larger one.
+    """
+    edges: dict[str, float] = {}
+    for explored in smaller:
+        highest: dict[str, float] = {}
+        for trial in explored.trials:
+            match ended(trial, worst_loss):
+                case "finished":
+                    highest[trial.variant] = max(trial.learning_rate, highest.get(trial.variant, 0.0))
+                case "diverged":
+                    edges[trial.variant] = min(trial.learning_rate, edges.get(trial.variant, math.inf))
+                case _:
+                    pass
+        edges = {variant: edge for variant, edge in edges.items() if highest.get(variant, 0.0) < edge}
+    return edges

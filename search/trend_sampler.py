@@ -161,9 +161,17 @@ def _trials(study: Study, variant: str, learning_rate: str, besides: int | None 
         )
     found = []
     for trial in study.get_trials(deepcopy=False):
-        params = {**trial.system_attrs.get(_PROPOSED, {}), **trial.params}
-        if trial.number != besides and variant in params and learning_rate in params:
+        if trial.number == besides:
+            continue
+        proposed = trial.system_attrs.get(_PROPOSED, {})
+        params = {**proposed, **trial.params} if trial.state == TrialState.RUNNING else trial.params
+        if variant in params and learning_rate in params:
             found.append(_tried(trial, params[variant], params[learning_rate]))
+        elif trial.state == TrialState.COMPLETE and proposed:
+            raise ValueError(
+                f"trial {trial.number} has the parameters {', '.join(params) or 'none'}; allowed: {variant} and "
+                f"{learning_rate}; ask for them by these names, or give theirs to TrendSampler"
+            )
     return found
 
 

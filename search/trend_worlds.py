@@ -16,7 +16,8 @@ Array = NDArray[np.float64]
 FALL: Final = 0.2  # octaves of learning rate lost for each of model FLOPs or of epochs; the paper's figure 3: about 0.2
 LEVEL_TERMS: Final = 7  # one, budget, budget^2, size, size^2, size x budget, present budget
 SLOPE_TERMS: Final = 4  # one, size, epochs, present budget
-TERMS: Final = LEVEL_TERMS + SLOPE_TERMS + 1  # and one of the curvature; then one for each variant's own level
+CURVATURE_TERMS: Final = 2  # one, budget
+TERMS: Final = LEVEL_TERMS + SLOPE_TERMS + CURVATURE_TERMS  # and then one for each variant's own level
 
 _CURVATURES: Final = (0.015, 0.04, 0.1, 0.3, 0.8)
 _LEVELS: Final = (0.05, 0.25)
@@ -85,9 +86,9 @@ class Worlds:
         deviation = [
             one, 0.3 * one, 0.03 * one, self.level, self.level / 4, self.level / 4, self.level,
             steep * self.offset, steep * self.spread, steep * self.spread, 0.2 * steep,
-            0.2 * steep,
+            0.2 * steep, 0.1 * steep,
             *[0.15 * self.level] * variants,
         ]  # fmt: skip
         mean = np.zeros((len(one), TERMS + variants))
-        mean[:, TERMS - 1] = steep / 2
+        mean[:, LEVEL_TERMS + SLOPE_TERMS] = steep / 2
         return mean, np.stack(deviation, axis=-1)
