@@ -41,8 +41,8 @@ def ended(trial: Tried, worst_loss: float = math.inf) -> str | None:
     """How a trial ended: its outcome, but that one which finished with no loss, or with one far above the loss of a
     uniform guess, has diverged.
     """
-    hopeless = trial.outcome == "finished" and not trial.heldout_loss < HOPELESS * worst_loss
-    return "diverged" if hopeless else trial.outcome
+    outcome = trial.outcome
+    return "diverged" if outcome == "finished" and not trial.heldout_loss < HOPELESS * worst_loss else outcome
 
 
 @dataclass(frozen=True, slots=True)

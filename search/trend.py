@@ -45,10 +45,12 @@ class Belief:
     Attributes:
         valleys: (draws, cells, 3): level, slope and curvature of the log loss over x, cells in the order of the space.
         centre: (cells,): where x counts from, log2 of the learning rate.
+        edge: (cells,): log2 of the lowest rate that diverged; infinite where none did.
     """
 
     valleys: Array
     centre: Array
+    edge: Array
 
     def log_loss(self, learning_rates: Sequence[float]) -> Array:
         """Log loss without noise, in each draw: (draws, cells, rates)."""
@@ -61,8 +63,8 @@ class Belief:
         return drawn
 
     def best_rates(self) -> Array:
-        """log2 of each valley's best learning rate, in each draw: (draws, cells)."""
-        best: Array = self.centre - self.valleys[..., 1] / (2 * self.valleys[..., 2])
+        """log2 of each valley's best learning rate, in each draw, below what diverged: (draws, cells)."""
+        best: Array = np.minimum(self.centre - self.valleys[..., 1] / (2 * self.valleys[..., 2]), self.edge)
         return best
 
 
@@ -239,7 +241,7 @@ class _Equations:
             self.information + z[:, :, None] * z[:, None, :] / deviation[:, None, None, None] ** 2,
             self.pull + z * (_DIVERGED * curvature / deviation**2)[:, None, None],
             self.squares + there.sum() * (_DIVERGED / _DIVERGED_SD) ** 2,
-            self.log_variance + there.sum() * 2 * np.log(deviation),
+            self.log_variance,  # measured in curvatures its variance is the same in all worlds
         )
 
 
@@ -304,11 +306,8 @@ class _Solved:
         valleys = (root @ standard)[..., 0]
         valleys[..., 0] += self.middle
         valleys[..., 2] = np.maximum(valleys[..., 2], _LEAST_CURVATURE * self.worlds.curvature[world][:, None])
-        edge = self.edge[-cells:]
-        there = np.isfinite(edge)  # no valley falls where training diverges
-        flat = -2 * valleys[:, there, 2] * edge[there]
-        valleys[:, there, 1] = np.maximum(valleys[:, there, 1], flat)
-        return Belief(valleys, self.cells.centre[-cells:])
+        centre = self.cells.centre[-cells:]
+        return Belief(valleys, centre, centre + self.edge[-cells:])
 
     def _draw_trends(self, draws: int, random: np.random.Generator) -> tuple[_Places, Array]:
         """Worlds and their trends. Where the best rate must fall only trends that fall are kept: so those worlds count

@@ -35,7 +35,7 @@ class Choice:
     Attributes:
         point: the best next trial; None where every point has been tried.
         better: the chance that an untried point is better than the best finished one (and the running ones) by more
-            than `TOLERANCE`; 1 before any has finished.
+            than `TOLERANCE`; 1 before there are any.
         off: the chance that the best rate of its cell is more than a grid step from that of the best finished point,
             and not being tried.
         waits: whether trials are running, whose ends may change all this.
@@ -65,8 +65,8 @@ def choose(
 ) -> Choice:
     """The next trial of a budget: a pure function of what was seen.
 
-    A rate at or above one that diverged in that cell, or in a smaller budget's of that variant, is not tried unless
-    nothing else is left; a budget in which some
+    A rate at or above one that diverged in that cell is not tried unless nothing else is left, nor is one that diverged
+    with that variant in a smaller budget, unless the rate below it is the cell's best; a budget in which some
     trial has finished is then decided.
 
     Args:
@@ -97,8 +97,11 @@ def choose(
         regret = np.minimum(loss - loss[:, (free | seen.finished) & within].min(axis=1)[:, None, None], _WORST)
         running = seen.running & within
         taken = np.minimum(regret[:, running].min(axis=1, initial=np.inf), _WORST)
-        if (finished := seen.finished & within).any():
-            best = np.where(finished, loss.mean(axis=0), np.inf).argmin()
+        known = seen.finished & within
+        if not known.any():  # what runs will tell
+            known = running
+        if known.any():
+            best = np.where(known, loss.mean(axis=0), np.inf).argmin()
             cell, place = divmod(int(best), len(space.learning_rates))
             taken = np.minimum(taken, regret[:, cell, place])
             held = np.minimum(loss[:, cell, place], loss[:, running].min(axis=1, initial=np.inf))
@@ -147,6 +150,7 @@ class _Seen:
     def of(cls, space: Space, trials: Sequence[Tried], smaller: Sequence[Explored], worst_loss: float) -> _Seen:
         shape = (len(space.cells), len(space.learning_rates))
         seen = cls(*(np.zeros(shape, dtype=bool) for _ in range(4)))
+        lowest = np.full(shape, np.inf)
         cells = {variant: k for k, variant in enumerate(space.variants)}
         places = {rate: k for k, rate in enumerate(space.learning_rates)}
         for trial in trials:
@@ -158,6 +162,8 @@ class _Seen:
             how = ended(trial, worst_loss)
             seen.tried[cell, place] = True
             seen.finished[cell, place] |= how == "finished"
+            if how == "finished":
+                lowest[cell, place] = min(lowest[cell, place], trial.heldout_loss)
             seen.running[cell, place] |= how is None
             if how == "diverged":
                 seen.barred[cell, place:] = True
@@ -165,24 +171,25 @@ class _Seen:
         rates = np.asarray(space.learning_rates)
         for variant, edge in _edges(smaller, worst_loss).items():
             if (cell := cells.get(variant)) is not None:
-                seen.barred[cell] |= (rates >= edge * (1 - 1e-9)) & (rates > rates[seen.finished[cell]].max(initial=0))
+                first = int((rates < edge * (1 - 1e-9)).sum())
+                while first in (0, lowest[cell].argmin() + 1) and (first == 0 or seen.finished[cell, first - 1]):
+                    first += 1
+                seen.barred[cell, first:] |= not seen.finished[cell, first:].any()
         return seen
 
 
 def _edges(smaller: Sequence[Explored], worst_loss: float) -> dict[str, float]:
-    """The lowest rate at which each variant diverged; not where it finished at that rate, or above, in the same budget or
-    a larger one.
+    """The lowest rate at which each variant diverged; not where it finished at that rate, or above, in the same budget
+    or a larger one.
     """
     edges: dict[str, float] = {}
     for explored in smaller:
         highest: dict[str, float] = {}
         for trial in explored.trials:
-            match ended(trial, worst_loss):
-                case "finished":
-                    highest[trial.variant] = max(trial.learning_rate, highest.get(trial.variant, 0.0))
-                case "diverged":
-                    edges[trial.variant] = min(trial.learning_rate, edges.get(trial.variant, math.inf))
-                case _:
-                    pass
+            how = ended(trial, worst_loss)
+            if how == "diverged":
+                edges[trial.variant] = min(trial.learning_rate, edges.get(trial.variant, math.inf))
+            elif how == "finished":
+                highest[trial.variant] = max(trial.learning_rate, highest.get(trial.variant, 0.0))
         edges = {variant: edge for variant, edge in edges.items() if highest.get(variant, 0.0) < edge}
     return edges

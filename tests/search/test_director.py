@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from search.budgets import Budget, open_budgets
 from search.director import Director, Finished, Suggestion
 from search.ledger import Ledger, Record, read_ledger
-from search.state import StudyState
+from search.space import Point, Space
+from search.state import StudyState, TrialState
 from search.study import Study, read_study
 from trainables.config import TrialConfig
 
@@ -563,3 +564,220 @@ def test_open_trials_of_a_budget_that_was_taken_out_are_left_alone(
         world.run()
         assert world.director.done
     assert outcomes(tmp_path)["4e9-FLOPs-000"] is None
+
+
+# ---------------------------------------------------------------- a sampler that knows an end
+
+
+def trend_of(study: Study, *, trials: int | None = None) -> tuple[Study, list[Budget]]:
+    """The study with the trend sampler, and with at most so many trials."""
+    most = "null" if trials is None else str(trials)
+    other = read_study(STUDY.replace("sampler: tpe, trials: 8", f"sampler: trend, trials: {most}"))
+    assert other.budgets == study.budgets
+    return other, open_budgets(other, 1437, 10)[0]
+
+
+@dataclass
+class InPairs:
+    """In the sampler's place: proposes two points, waits until both have ended, and so on up to `most`."""
+
+    most: int = 4
+    asked: list[tuple[str | None, ...]] = field(default_factory=list)
+
+    def __call__(self, sampler: str, space: Space, trials: Sequence[TrialState], **settings: object) -> Point | None:
+        self.asked.append(tuple(trial.outcome for trial in trials))
+        running = sum(trial.outcome is None for trial in trials)
+        wait = running > 0 and len(trials) % 2 == 0
+        return None if wait or len(trials) >= self.most else space.points()[len(trials)]
+
+
+@pytest.fixture
+def in_pairs(monkeypatch: pytest.MonkeyPatch) -> InPairs:
+    sampler = InPairs()
+    monkeypatch.setattr("search.director.propose", sampler)
+    return sampler
+
+
+def flying(world: World) -> list[str]:
+    return [suggestion.trial for suggestion, _ in world.flying]
+
+
+def end_oldest(world: World) -> None:
+    count = len(world.flying)
+    while len(world.flying) == count:
+        world.step()
+
+
+def test_while_a_sampler_waits_slices_begin_with_the_next_budget(
+    study: Study, in_pairs: InPairs, tmp_path: Path
+) -> None:
+    with World(*trend_of(study), tmp_path, slices=3) as world:
+        world.fill()
+        assert flying(world) == ["4e9-FLOPs-000", "4e9-FLOPs-001", "8e9-FLOPs-000"]
+        end_oldest(world)
+        world.fill()
+        assert flying(world) == ["4e9-FLOPs-001", "8e9-FLOPs-000", "8e9-FLOPs-001"], "one of the pair runs still"
+        end_oldest(world)
+        world.fill()
+        assert flying(world) == ["8e9-FLOPs-000", "8e9-FLOPs-001", "4e9-FLOPs-002"], "the smaller budget goes first"
+
+
+def test_when_every_budget_waits_there_is_none_to_be_had_yet_but_the_search_is_not_finished(
+    study: Study, in_pairs: InPairs, tmp_path: Path
+) -> None:
+    with World(*trend_of(study), tmp_path, slices=9) as world:
+        world.fill()
+        assert len(world.flying) == 4
+        assert world.director.suggest() is None
+        assert not world.director.done
+        assert told(tmp_path, "budget_closed") == []
+        end_oldest(world)
+        assert world.director.suggest() is None
+        end_oldest(world)
+        assert world.suggest().trial == "4e9-FLOPs-002"
+
+
+def test_a_search_whose_sampler_waits_comes_to_its_end(study: Study, in_pairs: InPairs, tmp_path: Path) -> None:
+    for slices in (1, 2, 3, 9):
+        folder = tmp_path / str(slices)
+        with World(*trend_of(study), folder, slices=slices) as world:
+            world.run()
+            assert isinstance(world.director.suggest(), Finished)
+            assert world.director.done
+        assert len(outcomes(folder)) == 8
+        assert told(folder, "budget_closed") == ["4e9 FLOPs", "8e9 FLOPs"]
+
+
+def test_a_sampler_that_waits_is_asked_again_when_something_has_happened_and_not_before(
+    study: Study, in_pairs: InPairs, tmp_path: Path
+) -> None:
+    """Tune asks many times a second."""
+    with World(*trend_of(study), tmp_path, slices=9) as world:
+        world.fill()
+        world.director.suggest()
+        before = len(in_pairs.asked)
+        for _ in range(100):
+            assert world.director.suggest() is None
+        assert len(in_pairs.asked) == before
+        end_oldest(world)
+        assert world.director.suggest() is None
+        assert len(in_pairs.asked) > before
+
+
+@pytest.mark.parametrize("outcome", ["failed", "diverged"])
+def test_a_trial_that_was_waited_for_may_end_badly(
+    study: Study, in_pairs: InPairs, tmp_path: Path, outcome: str
+) -> None:
+    with World(*trend_of(study), tmp_path, slices=2) as world:
+        pair = [world.suggest().trial, world.suggest().trial]
+        for trial in pair:
+            ended = {"event": "ended", "outcome": outcome, "result": {"step": 0, "meter": {}}, "number": 0}
+            world.director.take_events(trial, [{**ended, "attempt": 1}])
+        assert world.suggest().trial == "4e9-FLOPs-002"
+
+
+def test_interrupted_while_it_waits_it_finishes(study: Study, in_pairs: InPairs, tmp_path: Path) -> None:
+    with World(*trend_of(study), tmp_path, slices=9) as world:
+        world.fill()
+        world.director.interrupted = True
+        assert isinstance(world.director.suggest(), Finished)
+        stopped = flying(world)
+    with World(*trend_of(study), tmp_path, slices=9) as world:
+        world.fill()
+        assert flying(world) == stopped
+        assert world.director.suggest() is None
+        world.run()
+        assert world.director.done
+    assert len(outcomes(tmp_path)) == 8
+
+
+def test_the_cap_ends_a_budget_whose_sampler_would_go_on(study: Study, in_pairs: InPairs, tmp_path: Path) -> None:
+    for cap, trials, closed in ((2, 4, 1), (2, 4, 1), (3, 6, 2), (4, 8, 3), (10, 8, 4)):  # in one folder
+        with World(*trend_of(study, trials=cap), tmp_path, slices=3) as world:
+            world.run()
+            assert world.director.done
+            assert isinstance(world.director.suggest(), Finished)
+        assert len(outcomes(tmp_path)) == trials
+        assert told(tmp_path, "budget_closed").count("4e9 FLOPs") == closed
+
+
+@pytest.fixture(scope="module")
+def decided(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ledger's folder of a search with the trend sampler, one trial at a time."""
+    folder = tmp_path_factory.mktemp("decided")
+    with World(*trend_of(study, trials=9), folder, slices=1) as world:
+        world.run()
+        assert world.director.done
+    return folder
+
+
+def tried(folder: Path) -> list[tuple[str, str, float]]:
+    records = [record for record in read_ledger(str(folder)) if record.event == "trial_suggested"]
+    return [(record["trial"], record["variant"], record["learning_rate"]) for record in records]
+
+
+def test_a_budget_that_is_decided_closes_with_fewer_trials_than_planned(study: Study, decided: Path) -> None:
+    state = StudyState.of(read_ledger(str(decided)))
+    for budget in state.budgets.values():
+        assert budget.closed
+        assert 1 <= len(budget.trials) < budget.trials_planned == 9
+        assert budget.trials_total == len(budget.trials)
+        assert budget.best is not None
+        assert (budget.best.variant, budget.best.learning_rate) == ("F0", 0.4), "the script's best point"
+    assert told(decided, "budget_closed") == ["4e9 FLOPs", "8e9 FLOPs"]
+
+
+def test_a_decided_study_that_is_searched_again_starts_nothing(study: Study, decided: Path, tmp_path: Path) -> None:
+    cut(decided, tmp_path / "again", 10_000)
+    with World(*trend_of(study, trials=9), tmp_path / "again", slices=4) as world:
+        before = len(world.ledger.records)
+        assert world.director.done
+        assert isinstance(world.director.suggest(), Finished)
+        assert len(world.ledger.records) == before
+
+
+def test_raising_the_cap_of_a_decided_study_asks_its_sampler_again(study: Study, decided: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "raised"
+    cut(decided, folder, 10_000)
+    with World(*trend_of(study, trials=10), folder, slices=1) as world:
+        assert not world.director.done
+        world.run()
+        assert world.director.done
+    # what it is asked again is not what it was asked first: the smaller budget was decided on what it knew then
+    assert tried(folder)[: len(tried(decided))] == tried(decided)
+    assert told(folder, "budget_opened") == ["4e9 FLOPs", "8e9 FLOPs"] * 2
+    assert sorted(told(folder, "budget_closed")) == ["4e9 FLOPs"] * 2 + ["8e9 FLOPs"] * 2
+
+
+def test_without_any_doubt_a_budget_gets_all_of_its_trials(study: Study, tmp_path: Path) -> None:
+    text = STUDY.replace("sampler: tpe, trials: 8", "sampler: trend, trials: 5, doubt: 0")
+    other = read_study(text)
+    with World(other, open_budgets(other, 1437, 10)[0], tmp_path) as world:
+        world.run()
+        assert world.director.done
+    assert Counter(trial.budget for trial in world.director.state.trials.values()) == {"4e9 FLOPs": 5, "8e9 FLOPs": 5}
+
+
+def test_killed_after_any_record_a_search_with_the_trend_tries_the_same_points(
+    study: Study, decided: Path, tmp_path: Path
+) -> None:
+    whole, count = tried(decided), len(read_ledger(str(decided)))
+    for kept in range(0, count + 1, 3):
+        folder = tmp_path / str(kept)
+        cut(decided, folder, kept)
+        with World(*trend_of(study, trials=9), folder, slices=1) as world:
+            world.run()
+            assert world.director.done, kept
+        assert tried(folder) == whole, kept
+        assert outcomes(folder) == outcomes(decided), kept
+        assert told(folder, "budget_closed") == ["4e9 FLOPs", "8e9 FLOPs"], kept
+
+
+@pytest.mark.parametrize("slices", [2, 5])
+def test_several_slices_do_not_try_a_point_twice_and_come_to_an_end(study: Study, tmp_path: Path, slices: int) -> None:
+    with World(*trend_of(study), tmp_path, slices=slices) as world:
+        world.run()
+        assert world.director.done
+        assert isinstance(world.director.suggest(), Finished)
+    points = [(trial.budget, trial.variant, trial.learning_rate) for trial in world.director.state.trials.values()]
+    assert len(set(points)) == len(points) <= 12

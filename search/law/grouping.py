@@ -1,0 +1,216 @@
+"""Runs put in order: repeated seeds and budgets together, the best of each, and the noise between seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from search.formats import scientific
+from search.law.runs import Run
+
+NEAR: Final = 1.1
+"""Runs whose FLOPs follow each other within this factor are of one budget, if no budget is named."""
+WIDEST: Final = 1.25
+"""A budget spans no more than this factor."""
+_ALONE_AT_MOST: Final = 12
+_RUNS_PER_BIN, _BINS_AT_MOST = 5, 20
+_VALLEY: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRuns:
+    """The runs of one compute budget.
+
+    Attributes:
+        label: its name.
+        flops: training FLOPs of the best run.
+        runs: all of them.
+        best: the run of the lowest loss, seeds averaged; of its seeds the best.
+        loss: the loss of the best: the geometric mean over its seeds.
+        seeds: how many those are.
+    """
+
+    label: str
+    flops: float
+    runs: tuple[Run, ...]
+    best: Run
+    loss: float
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Standard deviation of ln(loss) between runs that differ in nothing but their seed, and its degrees of freedom."""
+
+    log_sd: float
+    degrees: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Runs alike but for the seed: one of them (the best), the geometric mean of their losses, and how many."""
+
+    run: Run
+    loss: float
+    seeds: int
+    log_losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model trained on so many examples, at its best learning rate.
+
+    `loss` is the geometric mean over seeds; `budget` the label of its budget.
+    """
+
+    variant: str | None
+    budget: str
+    flops: float
+    parameters: float | None
+    examples: float | None
+    epochs: float | None
+    learning_rate: float | None
+    loss: float
+    seeds: int
+    tried: tuple[Setting, ...]
+
+
+def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
+    """The budgets of runs, rising in FLOPs, and in a few words how they were told apart.
+
+    Where every run names its budget, by that name. Else runs whose FLOPs follow each other within `NEAR` are of one
+    budget, which spans `WIDEST` at most. Where runs hardly repeat FLOPs, or fill them without gaps, they are a cloud
+    rather than a frontier (if they differ in size, examples, learning rate or variant, or are very many): then bins of
+    equal width in log FLOPs stand for budgets, and the run farthest below the straight line through all runs stands for
+    a bin (its lowest loss would always be at its right edge).
+    """
+    if all(run.budget is not None for run in runs):
+        named: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            named[str(run.budget)].append(run)
+        return _in_order([_budget(label, group) for label, group in named.items()]), "by the names of their budgets"
+    groups: list[list[Run]] = []
+    without_gap = 0
+    for run in sorted(runs, key=lambda run: run.flops):
+        near = bool(groups) and run.flops <= NEAR * groups[-1][-1].flops
+        if near and run.flops <= WIDEST * groups[-1][0].flops:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+            without_gap += near
+    apart = float(np.median([len(group) for group in groups])) < 2
+    compete = len(groups) > _ALONE_AT_MOST and (apart or without_gap > len(groups) / 2)
+    differ = any(getattr(run, name) is not None for run in runs for name in ("parameters", "examples", "variant",
+                                                                             "learning_rate"))  # fmt: skip
+    if compete and (differ or len(groups) > 2 * _BINS_AT_MOST):
+        bins = _bins(runs)
+        return _in_order(bins), (
+            f"as {len(bins)} bins of equal width in log FLOPs (hardly two runs have the same FLOPs), the run farthest "
+            "below the trend of all standing for its bin"
+        )
+    return _in_order([_budget(None, group) for group in groups]), f"by FLOPs within {NEAR - 1:.0%} of each other"
+
+
+def _in_order(budgets: Sequence[BudgetRuns]) -> tuple[BudgetRuns, ...]:
+    return tuple(sorted(budgets, key=lambda budget: budget.flops))
+
+
+def _budget(label: str | None, runs: Sequence[Run]) -> BudgetRuns:
+    best = min(settings_of(runs), key=lambda setting: setting.loss)
+    return BudgetRuns(label or _label(runs), best.run.flops, tuple(runs), best.run, best.loss, best.seeds)
+
+
+def _label(runs: Sequence[Run]) -> str:
+    return f"{scientific(math.exp(float(np.mean(np.log([run.flops for run in runs])))), 3)} FLOPs"
+
+
+def _bins(runs: Sequence[Run]) -> list[BudgetRuns]:
+    """Bins as budgets, each with the run farthest below the trend as its best."""
+    flops = np.log([run.flops for run in runs])
+    loss = np.log([run.loss for run in runs])
+    slope, level = np.polyfit(flops - flops.mean(), loss, 1)
+    below = loss - level - slope * (flops - flops.mean())
+    count = min(_BINS_AT_MOST, max(3, len(runs) // _RUNS_PER_BIN))
+    edges = np.linspace(flops.min(), flops.max(), count + 1)
+    places = np.clip(np.searchsorted(edges, flops, side="right") - 1, 0, count - 1)
+    budgets = []
+    for place in range(count):
+        members = [int(k) for k in np.flatnonzero(places == place)]
+        if len(members):
+            inside, best = tuple(runs[k] for k in members), runs[members[int(np.argmin(below[members]))]]
+            budgets.append(BudgetRuns(_label(inside), best.flops, inside, best, best.loss, 1))
+    return budgets
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """Runs alike in budget, model, examples, epochs and learning rate together, their seeds averaged.
+
+    Runs without a learning rate are alike only if they differ in their seeds: something else may differ.
+    """
+    alike: dict[Hashable, list[Run]] = defaultdict(list)
+    for place, run in enumerate(runs):
+        apart = place if run.learning_rate is None and run.seed is None else None
+        alike[(_cell_key(run), _rounded(run.flops), run.learning_rate, apart)].append(run)
+    return [_setting(group) for group in alike.values()]
+
+
+def _setting(runs: Sequence[Run]) -> Setting:
+    logs = tuple(math.log(run.loss) for run in runs)
+    return Setting(min(runs, key=lambda run: run.loss), math.exp(math.fsum(logs) / len(logs)), len(runs), logs)
+
+
+def cells_of(budgets: Sequence[BudgetRuns]) -> tuple[Cell, ...]:
+    """The cells of every budget: a model and so many examples each, at its best learning rate."""
+    cells: list[Cell] = []
+    for budget in budgets:
+        groups: dict[Hashable, list[Setting]] = defaultdict(list)
+        for setting in settings_of(budget.runs):
+            groups[_cell_key(setting.run)].append(setting)
+        for settings in groups.values():
+            best = min(settings, key=lambda setting: setting.loss)
+            run = best.run
+            cells.append(
+                Cell(
+                    run.variant,
+                    budget.label,
+                    run.flops,
+                    run.parameters,
+                    run.examples,
+                    run.epochs,
+                    run.learning_rate,
+                    best.loss,
+                    best.seeds,
+                    tuple(settings),
+                )
+            )
+    return tuple(cells)
+
+
+def noise_of(cells: Sequence[Cell]) -> Noise | None:
+    """How much losses differ between seeds; None where no setting has two.
+
+    Only settings whose loss is within a quarter of their cell's best count: beyond the valley, where training nearly
+    diverges, seeds differ more, and nothing depends on it.
+    """
+    squares, degrees = 0.0, 0
+    for cell in cells:
+        for setting in cell.tried:
+            if setting.seeds > 1 and setting.loss <= _VALLEY * cell.loss:
+                logs = np.array(setting.log_losses)
+                squares += float(np.square(logs - logs.mean()).sum())
+                degrees += setting.seeds - 1
+    return Noise(math.sqrt(squares / degrees), degrees) if degrees else None
+
+
+def _cell_key(run: Run) -> Hashable:
+    return (run.variant, _rounded(run.parameters), _rounded(run.examples), _rounded(run.epochs))
+
+
+def _rounded(value: float | None) -> float | None:
+    """Three digits: what differs less is the same, rounded elsewhere."""
+    return None if value is None else float(f"{value:.3g}")

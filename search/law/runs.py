@@ -1,0 +1,203 @@
+"""The runs that a law is fitted to: a study's finished trials, or the rows of anyone's CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from search.law.numbers import LawError
+from search.results import meter_summary
+from search.state import StudyState, TrialState
+
+COLUMNS: Final = {
+    "flops": "training FLOPs of the run",
+    "loss": "held-out loss at its end",
+    "parameters": "trainable numbers of the model",
+    "examples": "training examples seen, repeats counted",
+    "learning_rate": "peak learning rate",
+    "variant": "name of the model",
+    "epochs": "passes over the training examples",
+    "seed": "whole number",
+    "budget": "name of the compute budget",
+    "core_hours": "core-hours of its training steps",
+}
+"""What a CSV may have; flops and loss it must."""
+_ALIASES: Final = {"heldout_loss": "loss"}  # what `results.csv` calls it
+_MOST: Final = 1e100
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished training run.
+
+    Attributes:
+        flops: training FLOPs.
+        loss: held-out loss at the end (nats).
+        parameters: trainable numbers of the model.
+        examples: training examples seen, repeats counted.
+        learning_rate: peak learning rate.
+        variant: name of the model.
+        epochs: passes over the training examples.
+        seed: of its random streams.
+        budget: the compute budget it belongs to.
+        core_hours: of its training steps.
+    """
+
+    flops: float
+    loss: float
+    parameters: float | None = None
+    examples: float | None = None
+    learning_rate: float | None = None
+    variant: str | None = None
+    epochs: float | None = None
+    seed: int | None = None
+    budget: str | None = None
+    core_hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunTable:
+    """Runs, where they are from, and how many more there were without a loss: diverged, failed, or not finished."""
+
+    source: str
+    runs: tuple[Run, ...]
+    left_out: int = 0
+
+
+def runs_of_state(state: StudyState, source: str = "study") -> RunTable:
+    """A study's finished trials; their examples are epochs times its training examples.
+
+    A trial whose loss has no logarithm (zero, or infinite) is left out and counted, like one that did not finish.
+    """
+    train_examples = float(state.opened["train_examples"]) if state.opened else math.nan
+    finished = [trial for trial in state.trials.values() if 0 < trial.heldout_loss < math.inf]
+    return RunTable(
+        source,
+        tuple(_run_of(trial, train_examples) for trial in finished),
+        sum(trial.outcome is not None for trial in state.trials.values()) - len(finished),
+    )
+
+
+def _run_of(trial: TrialState, train_examples: float) -> Run:
+    return Run(
+        flops=trial.flops,
+        loss=trial.heldout_loss,
+        parameters=float(trial.parameters),
+        examples=trial.epochs * train_examples,
+        learning_rate=trial.learning_rate,
+        variant=trial.variant,
+        epochs=trial.epochs,
+        seed=trial.seed,
+        budget=trial.budget,
+        core_hours=meter_summary(trial).get("core_hours"),
+    )
+
+
+def read_csv(path: str | Path) -> RunTable:
+    """The runs of a CSV (UTF-8, commas, a header): a row each, `flops` and `loss` and any other of `COLUMNS`.
+
+    Headings may be in capitals, other columns are passed over, and cells other than those of flops and loss may be
+    empty. A study's own `results.csv` is read too, its `heldout_loss` as the loss. Rows without a loss (empty, NaN or
+    infinite), and those whose `outcome` says anything but finished, are left out and counted.
+
+    Raises:
+        LawError: a file that cannot be read, or a cell that is not allowed: the file, line and column, what was given,
+            and what is allowed.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise LawError(f"{path}: no such file; give the path of a CSV of runs, or of a study file (YAML)") from None
+    except IsADirectoryError:
+        raise LawError(f"{path}: is a folder; give the path of a CSV of runs in it") from None
+    except UnicodeDecodeError as error:
+        raise LawError(f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+    except csv.Error as error:
+        raise LawError(f"{path}: line {reader.line_num}: not a line of a CSV ({error}); save the file again") from None
+    except OSError as error:
+        raise LawError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    lines = [(number, row) for number, row in lines if any(cell.strip() for cell in row)]
+    if not lines:
+        raise LawError(f"{path}: is empty; a CSV of runs needs a header with flops and loss, and a row for each run")
+    places = _places(str(path), *lines[0])
+    runs = []
+    for number, row in lines[1:]:
+        if len(row) != len(lines[0][1]):
+            raise LawError(
+                f"{path}: line {number}: {len(row)} cells given; allowed: as many as the header has, "
+                f"{len(lines[0][1])}; quote cells that hold a comma"
+            )
+        cells = {name: row[place].strip() for name, place in places.items()}
+        runs.append(_run(f"{path}: line {number}", cells))
+    finished = tuple(run for run in runs if run is not None)
+    if not finished:
+        raise LawError(f"{path}: no row has a loss; a law needs the runs of at least three compute budgets")
+    return RunTable(str(path), finished, len(runs) - len(finished))
+
+
+def _places(path: str, line: int, header: Sequence[str]) -> dict[str, int]:
+    """Where each known column stands."""
+    headings = [heading.strip().casefold().replace(" ", "_") for heading in header]
+    names = [_ALIASES.get(name, name) if "loss" not in headings else name for name in headings]
+    known = [name for name in names if name in COLUMNS or name == "outcome"]
+    for needed in ("flops", "loss"):
+        if needed not in names:
+            raise LawError(
+                f"{path}: line {line}: no column {needed}; the header has {', '.join(header)}; needed: flops and loss; "
+                f"read besides: {', '.join(name for name in COLUMNS if name not in ('flops', 'loss'))}"
+            )
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise LawError(f"{path}: line {line}: column {twice[0]} given twice; allowed: once; rename the other")
+    return {name: names.index(name) for name in known}
+
+
+def _run(where: str, cells: Mapping[str, str]) -> Run | None:
+    if cells.get("outcome", "finished").casefold() not in ("finished", ""):
+        return None
+    loss = _number(where, "loss", cells["loss"], finite=False)
+    if loss is None or not math.isfinite(loss):
+        return None
+    flops = _number(where, "flops", cells["flops"])
+    if flops is None:
+        raise LawError(f"{where}: column flops: empty, but the row has a loss; allowed: numbers above 0")
+    seed = cells.get("seed", "")
+    try:
+        whole = int(seed) if seed else None
+    except ValueError:
+        raise LawError(f"{where}: column seed: {seed!r} given; allowed: whole numbers, or nothing") from None
+    return Run(
+        flops=flops,
+        loss=loss,
+        parameters=_number(where, "parameters", cells.get("parameters", "")),
+        examples=_number(where, "examples", cells.get("examples", "")),
+        learning_rate=_number(where, "learning_rate", cells.get("learning_rate", "")),
+        variant=cells.get("variant") or None,
+        epochs=_number(where, "epochs", cells.get("epochs", "")),
+        seed=whole,
+        budget=cells.get("budget") or None,
+        core_hours=_number(where, "core_hours", cells.get("core_hours", ""), zero=True),
+    )
+
+
+def _number(where: str, column: str, text: str, *, finite: bool = True, zero: bool = False) -> float | None:
+    """A cell's number; None where it is empty. `finite` says whether NaN and infinities are refused."""
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = None
+    above = value is not None and (0 < value <= _MOST or (zero and value == 0))
+    if value is None or not (above or (not finite and not math.isfinite(value))):
+        bound = "0 or more" if zero else "above 0"
+        raise LawError(
+            f"{where}: column {column}: {text!r} given; allowed: numbers {bound} ({COLUMNS[column]}), such as "
+            f"{'2.31' if column == 'loss' else '3e20' if column == 'flops' else '0.4'}; mend the cell or leave it empty"
+        )
+    return value

@@ -1,0 +1,92 @@
+"""Which runs make a budget, which of them stands for it, and what seeds differ by."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from search.law import Run
+from search.law.grouping import budgets_of, cells_of, noise_of, settings_of
+
+
+def test_runs_of_nearly_the_same_flops_are_one_budget() -> None:
+    flops = [1e18, 1.04e18, 0.97e18, 4e18, 4.1e18]
+    budgets, grouped = budgets_of([Run(each, 3 + k / 10) for k, each in enumerate(flops)])
+    assert [len(budget.runs) for budget in budgets] == [3, 2]
+    assert [budget.loss for budget in budgets] == pytest.approx([3.0, 3.3])
+    assert "10%" in grouped
+
+
+def test_a_chain_of_close_runs_does_not_become_one_wide_budget() -> None:
+    budgets, _ = budgets_of([Run(1e18 * 1.08**k, 3.0, variant="a") for k in range(12)])
+    assert all(max(r.flops for r in b.runs) <= 1.25 * min(r.flops for r in b.runs) for b in budgets)
+    assert len(budgets) > 3
+
+
+def test_named_budgets_are_taken_by_name_however_far_their_flops_lie_apart() -> None:
+    runs = [Run(1e18, 3.0, budget="a"), Run(1.4e18, 2.9, budget="a"), Run(1.5e18, 2.8, budget="b")]
+    budgets, _ = budgets_of(runs)
+    assert [(budget.label, budget.flops, len(budget.runs)) for budget in budgets] == [
+        ("a", 1.4e18, 2),
+        ("b", 1.5e18, 1),
+    ]
+
+
+def test_a_few_runs_of_different_flops_are_a_budget_each() -> None:
+    budgets, _ = budgets_of([Run(10.0**k, 3 - k / 10, parameters=1e6) for k in range(8)])
+    assert len(budgets) == 8
+
+
+def test_a_frontier_without_anything_else_is_taken_as_it_is() -> None:
+    budgets, _ = budgets_of([Run(2.0**k, 3 - k / 20) for k in range(20)])
+    assert len(budgets) == 20
+
+
+def test_of_a_cloud_of_runs_those_farthest_below_the_trend_stand_for_bins() -> None:
+    rng = np.random.default_rng(0)
+    flops = np.geomspace(1e18, 1e22, 400)
+    excess = rng.exponential(0.2, size=400)
+    runs = [Run(c, 3 * (c / 1e20) ** -0.1 * math.exp(e), parameters=1e6) for c, e in zip(flops, excess, strict=True)]
+    budgets, grouped = budgets_of(runs)
+    assert "bins" in grouped
+    assert 10 <= len(budgets) <= 20
+    assert sum(len(budget.runs) for budget in budgets) == 400
+    slope = np.polyfit(np.log([b.flops for b in budgets]), np.log([b.loss for b in budgets]), 1)[0]
+    assert slope == pytest.approx(-0.1, abs=0.01)
+
+
+def test_seeds_of_a_setting_are_averaged_and_the_best_setting_stands_for_the_budget() -> None:
+    runs = [
+        Run(1e18, loss, learning_rate=rate, seed=seed)
+        for rate, losses in ((0.1, (2.0, 4.0)), (0.2, (2.7, 2.8)))
+        for seed, loss in enumerate(losses)
+    ]
+    (budget,), _ = budgets_of(runs)
+    assert budget.loss == pytest.approx(math.sqrt(2.7 * 2.8))
+    assert (budget.best.loss, budget.seeds) == (2.7, 2)
+
+
+def test_runs_without_a_learning_rate_are_no_repeats_unless_their_seeds_say_so() -> None:
+    assert len(settings_of([Run(1e18, 3.0), Run(1e18, 2.9)])) == 2
+    assert len(settings_of([Run(1e18, 3.0, seed=0), Run(1e18, 2.9, seed=1)])) == 1
+
+
+def test_the_noise_is_what_seeds_differ_by_near_the_best() -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        Run(1e18, 3 * level * math.exp(spread * rng.standard_normal()), learning_rate=rate, variant="F0", seed=seed)
+        for rate, level, spread in ((0.1, 1.02, 0.02), (0.2, 1.0, 0.02), (0.4, 1.6, 0.5))
+        for seed in range(40)
+    ]
+    budgets, _ = budgets_of(runs)
+    noise = noise_of(cells_of(budgets))
+    assert noise is not None
+    assert noise.degrees == 2 * 39
+    assert noise.log_sd == pytest.approx(0.02, rel=0.25)
+
+
+def test_without_repeats_there_is_no_noise() -> None:
+    budgets, _ = budgets_of([Run(1e18, 3.0, learning_rate=0.1), Run(1e18, 2.9, learning_rate=0.2)])
+    assert noise_of(cells_of(budgets)) is None
