@@ -51,6 +51,9 @@ bench: install
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.input
+	$(BIN)/python -m benchmarks.law
+	$(BIN)/python -m benchmarks.samplers
+	$(BIN)/python -m benchmarks.samplers --proposal
 
 clean:
 	rm -rf $(VENV) $(TPU_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,5 +1,5 @@
-"""The command line: `convscale plan|search|results|sync|aot STUDY`, `convscale data convert|index`,
-`convscale cluster check FILE`, `convscale reference`.
+"""The command line: `convscale plan|search|results|report|sync|aot STUDY`, `convscale compare STUDY...`,
+`convscale law RUNS`, `convscale data convert|index`, `convscale cluster check FILE`, `convscale reference`.
 
 Exit status: 0 done; 2 a mistake in what was asked, or a file that cannot be read or written, told in one line each;
 1 the cluster failed; 130 interrupted.
@@ -77,6 +77,51 @@ def results(study: StudyFile) -> None:
 
 
 @app.command()
+def report(
+    study: StudyFile,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the file goes; default: report.html in the run's own folder.")
+    ] = None,
+) -> None:
+    """Write a study's report, one HTML file that opens offline: what to train next, the law, figures and tables."""
+    from search.report.command import write_report
+
+    write_report(study, output, Console())
+
+
+@app.command()
+def law(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A CSV of runs (.csv), or a study file (YAML).")],
+    forecast: Annotated[
+        list[float] | None, typer.Option(metavar="FLOPS", help="Forecast the loss at so many FLOPs, such as 1e21.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help='What to train with this, such as "110k core-hours", by a study; default: what comes next.'),
+    ] = None,
+    leave_out: Annotated[int, typer.Option(help="Predict so many of the largest budgets from the others, too.")] = 0,
+    bootstraps: Annotated[int, typer.Option(help="Resamples that intervals are made of.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Fit how loss falls with compute, size, epochs and learning rate; say what to train with the next budget."""
+    from search.law_command import show_law
+
+    show_law(
+        runs,
+        Console(),
+        forecasts=forecast or (),
+        budgets=budget or (),
+        leave_out=leave_out,
+        bootstraps=bootstraps,
+        seed=seed,
+        confidence=confidence,
+        as_json=json,
+    )
+
+
+@app.command()
 def sync(
     study: StudyFile,
     uri: Annotated[
@@ -87,6 +132,41 @@ def sync(
     from search.commands import sync_study
 
     sync_study(study, uri, Console())
+
+
+@app.command()
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDY...", help="Study files; with --uri also names of MLflow's experiments."),
+    ],
+    budget: Annotated[
+        list[str] | None, typer.Option(help='A budget, such as "2e15 FLOPs", and again for more; default: all.')
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show so many trials of each budget; default: all.")] = None,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write all that MLflow has of them as CSV; - for standard output."),
+    ] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the tables as Markdown; - for standard output.")
+    ] = None,
+    all_runs: Annotated[bool, typer.Option("--all-runs", help="Every run of each study, not only its newest.")] = False,
+    uri: Annotated[str | None, typer.Option(help="The MLflow address to read; default: that of each study.")] = None,
+) -> None:
+    """Compare trials of one or several studies, from MLflow: by budget, best first, with what differs between them."""
+    from search.compare_command import compare_studies
+
+    compare_studies(
+        studies,
+        Console(),
+        uri=uri,
+        budgets=budget or (),
+        top=top,
+        all_runs=all_runs,
+        csv=csv,
+        markdown=markdown,
+    )
 
 
 @app.command()
@@ -169,14 +249,20 @@ def main() -> None:
 
 def _status_of(error: Exception) -> int | None:
     """2 for the user's mistakes, 1 for a cluster that failed, None for anything that is not expected."""
+    from search.compare import CompareError
     from search.ledger import LedgerError
     from search.runs import SessionError
     from search.study import StudyError
     from search.tracking_uri import TrackingError
     from trainables.config import TrialRefused
 
-    if isinstance(error, (LedgerError, SessionError, StudyError, TrackingError, TrialRefused)):
+    if isinstance(error, (CompareError, LedgerError, SessionError, StudyError, TrackingError, TrialRefused)):
         return 2
+    if "search.law" in sys.modules:
+        from search.law import LawError
+
+        if isinstance(error, LawError):
+            return 2
     if "search.slices" not in sys.modules:  # else no cluster was asked for, and Ray need not be imported
         return None
     from search.director import FailuresError

@@ -4,6 +4,8 @@ metrics.
 Three kinds of run: one "study" run, which holds the study file and the figures; one run per budget; under it one run
 per trial, with all the tags that it takes to compare trials without their parents. Every value knows the event it came
 from, so that a server which has seen the ledger up to some event can be given just the rest.
+
+Tags that people filter by have plain names; those that only programs read begin with `convscale.`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,21 @@ from search.ledger import Record
 Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 STUDY_KEY: Final = "study"
+LAYOUT: Final = 2  # of runs on a server; those of a lower one are given everything anew
+LAYOUT_TAG: Final = "convscale.layout"
+COMMON_TAGS: Final = ("code_version", "device")  # of a session, and so of what it trains
 TEXT_LIMIT: Final = 1000  # characters of a tag; servers allow 5,000
 _STATUS_OF_OUTCOME: Final[dict[str, Status]] = {"finished": "FINISHED", "diverged": "KILLED", "failed": "FAILED"}
 _STATUS_OF_SESSION: Final[dict[str, Status]] = {"finished": "FINISHED", "interrupted": "SCHEDULED", "error": "FAILED"}
-_OF_A_SESSION: Final = ("code_version", "device")
 _SERIES: Final = ("train_loss", "learning_rate", "images_per_second")
+# Tags of layout 1, named convscale.<name>, which are plain or parameters now.
+_LAYOUT_1: Final = frozenset(
+    f"convscale.{name}"
+    for name in (
+        "kind", "study", "run", "code_version", "device", "budget", "trial", "variant", "epochs", "learning_rate",
+        "outcome", "reason", "error", "attempts", "trials_planned", "variants", "best_trial",
+    )
+)  # fmt: skip
 # A trial's own mean and last value get names of their own, so that they do not become one more point of a series.
 _RENAMED: Final = {"train_loss": "final_train_loss", "images_per_second": "mean_images_per_second"}
 
@@ -30,6 +42,11 @@ _RENAMED: Final = {"train_loss": "final_train_loss", "images_per_second": "mean_
 def budget_key(label: str) -> str:
     """The key of a budget's run."""
     return f"budget {label}"
+
+
+def is_outdated(tag: str) -> bool:
+    """Whether a run's tag is one that an earlier version wrote, and this one does not."""
+    return tag in _LAYOUT_1
 
 
 def ledger_id(first: Record) -> str:
@@ -85,10 +102,13 @@ class TrackedRun:
         self._params |= {name: (record.seq, _text(value)) for name, value in values.items()}
 
     def set_tags(self, record: Record, **values: Any) -> None:
-        """Tags are named `convscale.<name>`; one whose value is None is left out."""
+        """A tag whose value is None is left out."""
         self.seq = record.seq
-        known = {f"convscale.{name}": _text(value) for name, value in values.items() if value is not None}
-        self._tags |= {name: (record.seq, value) for name, value in known.items()}
+        self._tags |= {name: (record.seq, _text(value)) for name, value in values.items() if value is not None}
+
+    def set_marks(self, record: Record, **values: str) -> None:
+        """Tags for programs: named `convscale.<name>`."""
+        self.set_tags(record, **{f"convscale.{name}": value for name, value in values.items()})
 
     def set_status(self, record: Record, status: Status) -> None:
         self.seq, self.status = record.seq, status
@@ -118,6 +138,8 @@ class _Budget:
     flops: float
     ended: int = 0
     heldout_loss: float = math.inf
+    forecast: dict[str, float] = field(default_factory=dict)  # of the loss: value, low, high
+    losses: dict[str, float] = field(default_factory=dict)  # of finished trials
 
 
 @dataclass(slots=True)
@@ -133,6 +155,11 @@ class TrackedStudy:
     _common: dict[str, Any] = field(default_factory=dict)
     _budgets: dict[str, _Budget] = field(default_factory=dict)
     _budget_of: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The FLOPs of the budgets that were opened, by their labels."""
+        return {label: budget.flops for label, budget in self._budgets.items()}
 
     def apply(self, record: Record) -> None:
         """Take one event into account. One that was taken before is passed over, and so is an unknown one."""
@@ -157,6 +184,8 @@ class TrackedStudy:
                 self.runs[STUDY_KEY].set_status(record, "FINISHED")
             case "budget_opened":
                 self._budget_opened(record)
+            case "forecast_made":
+                self._forecast_made(record)
             case "budget_closed":
                 self._budget_closed(record)
             case "trial_suggested":
@@ -175,18 +204,20 @@ class TrackedStudy:
 
     def _new_run(self, record: Record, key: str, name: str, parent: str | None, kind: str) -> TrackedRun:
         run = self.runs[key] = TrackedRun(key, name, parent, _ms(record), record.seq)
-        run.set_tags(record, kind=kind, key=key, study=self.study, run=self.run, ledger=self.ledger, **self._common)
+        run.set_marks(record, key=key, ledger=self.ledger)
+        run.set_tags(record, kind=kind, study=self.study, run=self.run, **self._common)
         return run
 
     def _study_opened(self, record: Record) -> None:
         self.ledger, self.study_file = ledger_id(record), record["study_file"]
-        self._common = {name: record.get(name) for name in _OF_A_SESSION}
+        self._common = {name: record.get(name) for name in COMMON_TAGS}
         run = self._new_run(record, STUDY_KEY, f"study {self.run}", None, "study")
         run.set_params(record, **{name: record[name] for name in ("classes", "train_examples", "heldout_examples")})
+        run.set_params(record, **(record.get("identity") or {}))
 
     def _session_started(self, record: Record) -> None:
         """The code and the device of a session hold for the study, and for what it opens and trains."""
-        self._common |= {name: record[name] for name in _OF_A_SESSION if record.get(name) is not None}
+        self._common |= {name: record[name] for name in COMMON_TAGS if record.get(name) is not None}
         self._pause_trials(record)
         for run in self.runs.values():
             if run.parent is None and (run.key == STUDY_KEY or run.ended_ms is None):
@@ -209,21 +240,42 @@ class TrackedStudy:
         run.set_tags(record, trials_planned=record["trials"], variants=variants, **self._common)
         run.set_status(record, "RUNNING")
 
+    def _forecast_made(self, record: Record) -> None:
+        """In the budget's run, and in the study's beside what came of it: both by the budget's index."""
+        run, said = self.runs[budget_key(record["budget"])], record["forecast"]
+        budget = self._budgets[record["budget"]]
+        known = {name: said[name] for name in ("variant", "epochs", "learning_rate") if said.get(name) is not None}
+        run.set_params(record, **{f"forecast_{name}": value for name, value in known.items()})
+        if (reason := said["loss"].get("refused")) is not None:
+            run.set_tags(record, forecast=f"none: {reason}")
+            return
+        budget.forecast = said["loss"]
+        for name, end in (("forecast_loss", "value"), ("forecast_low", "low"), ("forecast_high", "high")):
+            run.add_point(record, name, said["loss"][end], 0)
+            self.runs[STUDY_KEY].add_point(record, name, said["loss"][end], budget.index)
+
     def _budget_closed(self, record: Record) -> None:
         label, run = record["budget"], self.runs[budget_key(record["budget"])]
         run.set_tags(record, best_trial=record["best"])
         run.set_status(record, "FINISHED")
         best = self._budgets[label]
         self.runs[STUDY_KEY].add_point(record, "best_heldout_loss", best.heldout_loss, best.index)
+        if best.forecast and (actual := best.losses.get(record["best"])) is not None:
+            run.add_point(record, "forecast_error", best.forecast["value"] / actual - 1, best.ended)
+            inside = best.forecast["low"] <= actual <= best.forecast["high"]
+            run.set_tags(record, forecast="inside its interval" if inside else "outside its interval")
 
     def _trial_suggested(self, record: Record) -> None:
         label, trial = record["budget"], record["trial"]
         name = f"{record['variant']} lr {_text(float(record['learning_rate']))}"
         run = self._new_run(record, trial, name, budget_key(label), "trial")
         keys = ("variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "parameters", "flops")
-        run.set_params(record, budget_flops=self._budgets[label].flops, **{key: record[key] for key in keys})
-        compared = {key: record[key] for key in ("variant", "epochs", "learning_rate")}
-        run.set_tags(record, budget=label, trial=trial, **compared)
+        flops = self._budgets[label].flops
+        run.set_params(record, budget_flops=flops, **{key: record[key] for key in keys})
+        logarithms = {f"log10_{key}": math.log10(record[key]) for key in ("learning_rate", "flops")}
+        run.set_params(record, **logarithms)  # the axes of MLflow's charts are linear
+        run.set_marks(record, budget_flops=repr(flops))  # all its digits
+        run.set_tags(record, budget=label, trial=trial, variant=record["variant"])
         run.set_status(record, "SCHEDULED")
         self._budget_of[trial] = label
 
@@ -247,6 +299,8 @@ class TrackedStudy:
         label = self._budget_of[record["trial"]]
         best, budget_run = self._budgets[label], self.runs[budget_key(label)]
         best.ended += 1
+        if outcome == "finished":
+            best.losses[record["trial"]] = result["heldout_loss"]
         if outcome == "finished" and result["heldout_loss"] < best.heldout_loss:
             best.heldout_loss = result["heldout_loss"]
             budget_run.add_point(record, "best_heldout_loss", best.heldout_loss, best.ended)

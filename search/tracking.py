@@ -7,168 +7,24 @@ reached it, and every metric point carries the ledger's time; so restarts, outag
 missing and nothing else.
 
 A trial that is suggested or waits to be taken up again is SCHEDULED, one that trains RUNNING, and then FINISHED,
-KILLED (diverged) or FAILED. The only file that imports mlflow, and lazily: that takes seconds.
+KILLED (diverged) or FAILED. The experiment's own page, its description and its views, is `search.tracked_page`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
 from search.feeder import Feeder
 from search.ledger import Record
 from search.tracked_runs import STUDY_KEY, TrackedRun, TrackedStudy, budget_key
 from search.tracking_errors import is_outage, is_refusal
-from search.tracking_uri import TrackingError, check_uri, reason_of, shown, sqlite_path
-
-METRICS_PER_CALL: Final = 1000
-# One short try per call: trying again is the feeder's work, and it does not block anyone. The other switches keep
-# MLflow silent.
-_ENVIRONMENT: Final = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_CONFIGURE_LOGGING": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
+from search.tracking_server import RemoteRun, Server
+from search.tracking_uri import TrackingError, check_uri, reason_of, shown
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@dataclass(slots=True)
-class _RemoteRun:
-    """A run as the server has it."""
-
-    run_id: str
-    status: str
-    seq: int
-    artifact_uri: str
-    digests: dict[str, str]
-
-    @classmethod
-    def of(cls, run: Any) -> _RemoteRun:
-        prefix = "convscale.artifact."
-        digests = {key.removeprefix(prefix): value for key, value in run.data.tags.items() if key.startswith(prefix)}
-        seq = int(run.data.tags.get("convscale.seq", -1))
-        return cls(run.info.run_id, run.info.status, seq, run.info.artifact_uri, digests)
-
-
-class _Server:
-    """The calls to MLflow, for the runs of one ledger in one experiment: on the tracking store, no fluent state."""
-
-    def __init__(self, uri: str, artifact_root: str | None, experiment: str, ledger: str) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for name in ("mlflow", "alembic"):
-            logger = logging.getLogger(name)
-            logger.setLevel(logging.WARNING)
-            if not logger.handlers:
-                logger.addHandler(logging.NullHandler())
-        from mlflow.tracking._tracking_service.utils import _get_store
-
-        self.uri, self.ledger = uri, ledger
-        who = hashlib.sha256(f"{uri} {ledger}".encode()).hexdigest()[:16]
-        self._lock = Path(tempfile.gettempdir()) / f"convscale-mlflow-{os.getuid()}-{who}.lock"
-        if uri.startswith("sqlite:"):
-            database = sqlite_path(uri)
-            database.parent.mkdir(parents=True, exist_ok=True)
-            artifact_root = artifact_root or str(database.absolute().with_name("mlartifacts"))
-            self._lock = database.with_name(f"{database.name}.lock")
-        with _locked(self._lock):
-            self._store = _get_store(uri, artifact_root)
-            self._experiment = self._find_or_create_experiment(experiment, artifact_root)
-
-    def _find_or_create_experiment(self, name: str, artifact_root: str | None) -> str:
-        experiment = self._store.get_experiment_by_name(name)
-        if experiment is None:
-            location = artifact_root and f"{artifact_root.rstrip('/')}/{name}"
-            return str(self._store.create_experiment(name, location, []))
-        if experiment.lifecycle_stage != "active":
-            self._store.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-
-    def runs(self, key: str | None = None) -> dict[str, _RemoteRun]:
-        """The ledger's runs by their keys: all, or the one of `key`. Of two with one key, the older."""
-        from mlflow.entities import ViewType
-
-        wanted = f"tags.`convscale.ledger` = '{self.ledger}'"
-        if key is not None:
-            wanted += f" AND tags.`convscale.key` = '{key}'"
-        found: dict[str, _RemoteRun] = {}
-        token: str | None = None
-        while token is None or token:
-            page = self._store.search_runs(
-                [self._experiment], wanted, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time ASC"], token
-            )
-            for run in page:
-                found.setdefault(run.data.tags["convscale.key"], _RemoteRun.of(run))
-            token = page.token or ""
-        return found
-
-    def create(self, run: TrackedRun, parent_id: str | None) -> tuple[_RemoteRun, bool]:
-        """Find or create a run; also says whether it was created."""
-        from mlflow.entities import RunTag
-
-        with _locked(self._lock):
-            if found := self.runs(run.key):
-                return found[run.key], False
-            tags = {"mlflow.user": "convscale", "mlflow.source.name": "convscale", **run.changes(-1).tags}
-            if parent_id is not None:
-                tags["mlflow.parentRunId"] = parent_id
-            made = self._store.create_run(
-                self._experiment, "convscale", run.started_ms, [RunTag(*tag) for tag in tags.items()], run.name
-            )
-        return _RemoteRun.of(made), True
-
-    def update(self, remote: _RemoteRun, run: TrackedRun) -> int:
-        """Give a run all it lacks; returns the number of metric points sent."""
-        from mlflow.entities import Metric, Param, RunStatus, RunTag
-
-        seq, changes = run.seq, run.changes(remote.seq)
-        points = [Metric(point.name, point.value, point.time_ms, point.step) for point in changes.points]
-        params = [Param(*param) for param in changes.params.items()]
-        tags = [RunTag(*tag) for tag in changes.tags.items()]
-        if params:
-            self._store.log_batch(remote.run_id, [], params, [])
-        while len(points) > METRICS_PER_CALL // 2:
-            self._store.log_batch(remote.run_id, points[: METRICS_PER_CALL // 2], [], [])
-            del points[: METRICS_PER_CALL // 2]
-        if run.status != remote.status:
-            self._store.update_run_info(remote.run_id, RunStatus.from_string(run.status), run.ended_ms, None)
-            remote.status = run.status
-        if seq > remote.seq:  # last, so that it is only true once everything else is there
-            self._store.log_batch(remote.run_id, points, [], [*tags, RunTag("convscale.seq", str(seq))])
-        remote.seq = seq
-        return len(changes.points)
-
-    def put_artifact(self, remote: _RemoteRun, name: str, content: bytes) -> None:
-        """Store a file with a run, unless the run has it."""
-        from mlflow.entities import RunTag
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        if remote.digests.get(name) == digest:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(content)
-            get_artifact_repository(remote.artifact_uri, tracking_uri=self.uri).log_artifact(str(path), None)
-        self._store.log_batch(remote.run_id, [], [], [RunTag(f"convscale.artifact.{name}", digest)])
-        remote.digests[name] = digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +63,8 @@ class _Mirror:
         self.tracked = TrackedStudy(study, run)
         self.report = SyncReport()
         self._place = (uri, artifact_root, study)
-        self._server: _Server | None = None
-        self._remote: dict[str, _RemoteRun] = {}
+        self._server: Server | None = None
+        self._remote: dict[str, RemoteRun] = {}
         self._artifacts: dict[tuple[str, str], bytes] = {}
 
     def take(self, items: Iterable[Record | Artifact]) -> None:
@@ -233,6 +89,7 @@ class _Mirror:
     def _flush_until_refused(self, refused_once: set[str]) -> str | None:
         """One pass. A run that is refused may have been deleted: its key is returned, for a second pass."""
         server = self._connected()
+        server.lay_out(self.tracked.budgets)
         for key, run in self.tracked.runs.items():
             if key in self.report.refused:
                 continue
@@ -248,15 +105,15 @@ class _Mirror:
         self._put_artifacts(server)
         return None
 
-    def _connected(self) -> _Server:
+    def _connected(self) -> Server:
         if self._server is None:
             self._remote = {}
-            server = _Server(*self._place, self.tracked.ledger)
+            server = Server(*self._place, self.tracked.ledger)
             self._remote = server.runs()
             self._server = server
         return self._server
 
-    def _update(self, server: _Server, key: str, run: TrackedRun) -> None:
+    def _update(self, server: Server, key: str, run: TrackedRun) -> None:
         remote = self._remote.get(key)
         if remote is None:
             parent = self._remote.get(run.parent) if run.parent else None
@@ -267,7 +124,7 @@ class _Mirror:
             self.report.points += server.update(remote, run)
             self.report.updated += 1
 
-    def _put_artifacts(self, server: _Server) -> None:
+    def _put_artifacts(self, server: Server) -> None:
         for (key, name), content in list(self._artifacts.items()):
             if (remote := self._remote.get(key)) is None:
                 continue

@@ -138,7 +138,7 @@ def test_a_study_is_submitted_and_its_results_come_back(cluster: Cluster) -> Non
 
     client = mlflow.MlflowClient(f"http://127.0.0.1:{cluster.machines.ports[2]}")
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    assert {run.data.tags["convscale.trial"] for run in runs if "convscale.trial" in run.data.tags} == set(state.trials)
+    assert {run.data.tags["trial"] for run in runs if "trial" in run.data.tags} == set(state.trials)
 
 
 def test_every_node_runs_the_code_that_was_submitted_and_has_all_its_cores_free(cluster: Cluster) -> None:

@@ -195,6 +195,7 @@ def test_interrupted_killed_and_resumed_gives_what_an_undisturbed_search_gives(
     assert ended(read_ledger(str(run))) == expected
     assert "loss" in command.output
     assert (run / "figures" / "loss_vs_compute.png").stat().st_size > 10_000
+    assert "</html>" in (run / "report.html").read_text()
 
     # --fresh begins beside it, never over it
     content = (run / "ledger.jsonl").read_bytes()
@@ -228,13 +229,9 @@ def test_own_images_with_two_slices_mlflow_and_optuna(tmp_path: Path, start: Cal
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])
-    kinds = [run.data.tags.get("convscale.trial") for run in runs]
+    kinds = [run.data.tags.get("trial") for run in runs]
     assert len([kind for kind in kinds if kind]) == 4
-    losses = {
-        run.data.tags["convscale.trial"]: run.data.metrics["heldout_loss"]
-        for run in runs
-        if run.data.tags.get("convscale.trial")
-    }
+    losses = {run.data.tags["trial"]: run.data.metrics["heldout_loss"] for run in runs if run.data.tags.get("trial")}
     assert losses == {
         record["trial"]: record["result"]["heldout_loss"] for record in records if record.event == "trial_ended"
     }

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import signal
-import socket
+import re
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,16 @@ import pytest
 import requests
 import sqlalchemy
 
+from search import tracking_server
 from search.ledger import Record
 from search.state import StudyState
+from search.tracked_page import ALL_TRIALS, VIEW_PREFIX, view_id
 from search.tracked_runs import TrackedStudy
 from search.tracking import Artifact, MlflowView, _Mirror, sync
 from search.tracking_errors import is_outage, is_refusal
 from search.tracking_uri import TrackingError, check_uri, default_uri
 from tests.search.ledgers import synthetic_records
+from tests.search.mlflow_server import free_port, server
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_run_per_trial_under_a_run_per_budget(records: list[Record], whole: di
         assert run["params"]["budget_flops"] == f"{budget.flops:.6g}"
         if budget.best is not None:
             assert run["points"]["best_heldout_loss"][-1][1] == budget.best.heldout_loss
-            assert run["tags"]["convscale.best_trial"] == budget.best.trial_id
+            assert run["tags"]["best_trial"] == budget.best.trial_id
         assert all(whole[trial.trial_id]["parent"] == run["id"] for trial in budget.trials)
 
 
@@ -141,11 +141,14 @@ def test_a_trials_run_says_all_about_it(records: list[Record], whole: dict[str, 
         assert run["name"] == f"{trial.variant} lr {trial.learning_rate:g}"
         assert run["params"].keys() == {
             "variant", "epochs", "steps", "learning_rate", "batch_size", "seed", "flops", "budget_flops", "parameters",
+            "log10_learning_rate", "log10_flops",
         }  # fmt: skip
         budget = StudyState.of(records).budgets[trial.budget]
         assert run["params"]["flops"] == f"{trial.flops:.6g}" != f"{budget.flops:.6g}"
         assert run["params"]["budget_flops"] == f"{budget.flops:.6g}"
         assert run["params"]["steps"] == str(trial.steps)
+        assert float(run["params"]["log10_learning_rate"]) == pytest.approx(math.log10(trial.learning_rate), rel=1e-5)
+        assert float(run["params"]["log10_flops"]) == pytest.approx(math.log10(trial.flops), rel=1e-5)
         expected = {
             "study": "digits",
             "run": "run-1",
@@ -153,13 +156,12 @@ def test_a_trials_run_says_all_about_it(records: list[Record], whole: dict[str, 
             "budget": trial.budget,
             "trial": trial.trial_id,
             "variant": trial.variant,
-            "epochs": f"{trial.epochs:.6g}",
-            "learning_rate": f"{trial.learning_rate:.6g}",
             "outcome": trial.outcome,
             "code_version": "0.1.0",
             "device": "cpu",
+            "convscale.budget_flops": repr(budget.flops),
         }
-        assert {f"convscale.{name}": value for name, value in expected.items()}.items() <= run["tags"].items()
+        assert expected.items() <= run["tags"].items()
         end = next(r for r in records if r.event == "trial_ended" and r["trial"] == trial.trial_id)
         assert run["time"] == (round(1000 * trial.suggested_at), round(1000 * end.time))
         step = trial.result["step"]
@@ -200,7 +202,51 @@ def test_a_failed_trial_that_is_tried_again_is_no_longer_failed() -> None:
     study.apply(Record(10, end.time + 11, "trial_ended", end.fields | {"outcome": "finished", "result": result}))
     tags = trial.changes(-1).tags
     assert trial.status == "FINISHED"
-    assert (tags["convscale.outcome"], tags["convscale.error"], tags["convscale.reason"]) == ("finished", "", "")
+    assert (tags["outcome"], tags["error"], tags["reason"]) == ("finished", "", "")
+
+
+def with_forecasts(loss: dict[str, Any]) -> list[Record]:
+    """A ledger in which the second budget was foretold before its first trial."""
+    records = synthetic_records(trials=3)
+    second = [record for record in records if record.event == "budget_opened"][1]
+    said = {"variant": "F1", "epochs": 12.5, "learning_rate": 0.2, "loss": loss}
+    made = Record(0, second.time, "forecast_made", {"budget": second["budget"], "forecast": said})
+    place = records.index(second) + 1
+    return [dataclasses.replace(each, seq=k) for k, each in enumerate([*records[:place], made, *records[place:]])]
+
+
+@pytest.mark.parametrize(("low", "inside"), [(0.1, True), (0.99, False)])
+def test_a_forecast_is_there_before_its_budget_starts_and_scored_after(low: float, inside: bool) -> None:
+    records = with_forecasts({"value": 1.0, "low": low, "high": 2.0})
+    label = next(record["budget"] for record in records if record.event == "forecast_made")
+    tracked = TrackedStudy("digits", "run-1")
+    started = next(k for k, record in enumerate(records) if record.event == "forecast_made") + 1
+    for record in records[:started]:
+        tracked.apply(record)
+    budget = tracked.runs[f"budget {label}"]
+    before = {point.name: point.value for point in budget.changes(-1).points}
+    assert before == {"forecast_loss": 1.0, "forecast_low": low, "forecast_high": 2.0}
+    params = budget.changes(-1).params
+    assert [params[f"forecast_{name}"] for name in ("variant", "epochs", "learning_rate")] == ["F1", "12.5", "0.2"]
+
+    for record in records[started:]:
+        tracked.apply(record)
+    best = StudyState.of(records).budgets[label].best
+    assert best is not None
+    after = {point.name: point.value for point in budget.changes(-1).points}
+    assert after["forecast_error"] == pytest.approx(1.0 / best.heldout_loss - 1)
+    assert budget.changes(-1).tags["forecast"] == f"{'inside' if inside else 'outside'} its interval"
+    study = [(point.name, point.step) for point in tracked.runs["study"].changes(-1).points]
+    assert {("forecast_loss", 1), ("best_heldout_loss", 1)} <= set(study)
+
+
+def test_where_there_is_no_forecast_of_the_loss_the_budget_says_why() -> None:
+    tracked = TrackedStudy("digits", "run-1")
+    for record in with_forecasts({"refused": "2 budgets given"}):
+        tracked.apply(record)
+    (budget,) = [run for run in tracked.runs.values() if "forecast" in run.changes(-1).tags]
+    assert budget.changes(-1).tags["forecast"] == "none: 2 budgets given"
+    assert "forecast_loss" not in {point.name for point in budget.changes(-1).points}
 
 
 def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> None:
@@ -215,7 +261,7 @@ def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> Non
 
     def tagged(key: str) -> tuple[str, str]:
         tags = study.runs[key].changes(-1).tags
-        return tags["convscale.code_version"], tags["convscale.device"]
+        return tags["code_version"], tags["device"]
 
     for record in few:
         study.apply(record)
@@ -224,7 +270,7 @@ def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> Non
     add("session_started", host="other", pid=2, slices=2, cores_per_slice=1, device="cuda", code_version="0.2.0")
     assert {tagged(key) for key in ("study", "budget 6e11 FLOPs")} == {later}
     assert {tagged(key) for key in ("budget 2e11 FLOPs", "2e11-FLOPs-000", "6e11-FLOPs-001")} == {before}
-    assert study.runs["study"].changes(mark).tags["convscale.code_version"] == "0.2.0"  # a server is told
+    assert study.runs["study"].changes(mark).tags["code_version"] == "0.2.0"  # a server is told
     add("trial_started", trial="6e11-FLOPs-001", slice=0, attempt=2, step=5, wait_s=0.0)
     assert tagged("6e11-FLOPs-001") == later
     add("trial_suggested", **next(r for r in few if r.event == "trial_suggested").fields | {"trial": "2e11-FLOPs-009"})
@@ -233,7 +279,7 @@ def test_what_a_later_session_trains_is_tagged_with_its_code_and_device() -> Non
     assert tagged("budget 2e11 FLOPs") == later
     opened = next(record for record in few if record.event == "budget_opened")
     add("budget_opened", **opened.fields | {"cells": opened["cells"][:2]})
-    assert study.runs["budget 2e11 FLOPs"].changes(-1).tags["convscale.variants"] == "F0, F1"
+    assert study.runs["budget 2e11 FLOPs"].changes(-1).tags["variants"] == "F0, F1"
     add("session_started", host="old", pid=3, slices=2, cores_per_slice=1, device="cpu")  # as early versions wrote it
     assert tagged("study") == ("0.2.0", "cpu")
 
@@ -248,9 +294,9 @@ def test_outcomes_are_statuses_and_what_is_not_finite_is_no_metric(
         assert run["status"] == status[trial.outcome or ""]
         assert ("heldout_loss" in run["points"]) == (trial.outcome == "finished")
         if trial.outcome == "diverged":
-            assert run["tags"]["convscale.reason"] == "loss is not finite"
+            assert run["tags"]["reason"] == "loss is not finite"
         if trial.outcome == "failed":
-            assert run["tags"]["convscale.error"].startswith("RuntimeError")
+            assert run["tags"]["error"].startswith("RuntimeError")
 
 
 def test_a_search_that_was_cut_off_goes_on_in_the_same_runs(
@@ -296,6 +342,102 @@ def test_values_that_are_there_already_are_not_doubled_when_the_mark_is_lost(
         client.delete_tag(run["id"], "convscale.seq")
     assert sync(records, uri, artifact_root=root).updated == len(whole)
     assert essence(contents(uri)) == essence(whole)
+
+
+def test_a_server_that_an_earlier_version_filled_is_brought_up_to_date(
+    records: list[Record], whole: dict[str, dict[str, Any]], storage: Path
+) -> None:
+    """Layout 1 had tags `convscale.variant` and the like, and lacked the parameters for charts."""
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    sync(records, uri, artifact_root=root)
+    before, client = contents(uri), MlflowClient(uri)
+    plain = ("kind", "study", "run", "code_version", "device", "budget", "trial", "variant", "outcome", "best_trial")
+    for run in before.values():
+        for name in set(plain) & set(run["tags"]):
+            client.set_tag(run["id"], f"convscale.{name}", run["tags"][name])
+            client.delete_tag(run["id"], name)
+        client.set_tag(run["id"], "mine", "stays")
+        client.delete_tag(run["id"], "convscale.layout")
+    with sqlite3.connect(storage / "mlflow.db") as database:
+        database.execute("DELETE FROM params WHERE key LIKE 'log10%'")
+    for report in (sync(records, uri, artifact_root=root), sync(records, uri, artifact_root=root)):
+        assert (report.created, report.refused) == (0, {})
+    assert report.updated == 0
+    after = contents(uri)
+    assert [run["id"] for run in after.values()] == [run["id"] for run in before.values()]
+    assert all(run["tags"].pop("mine") == "stays" for run in after.values())
+    assert essence(after) == essence(whole)
+
+
+def test_the_studys_run_holds_what_all_its_trials_were_trained_with(records: list[Record]) -> None:
+    study = TrackedStudy("digits", "run-1")
+    identity = {"training.weight_decay": 2e-5, "training.ema_decay": None, "model.width": 0.0625}
+    study.apply(dataclasses.replace(records[0], fields=records[0].fields | {"identity": identity}))
+    params = study.runs["study"].changes(-1).params
+    assert {"training.weight_decay": "2e-05", "training.ema_decay": "None", "model.width": "0.0625"}.items() <= (
+        params.items()
+    )
+
+
+def tags_of_experiment(uri: str) -> dict[str, str]:
+    from mlflow.tracking import MlflowClient
+
+    experiment = MlflowClient(uri).get_experiment_by_name("digits")
+    assert experiment is not None
+    return dict(experiment.tags)
+
+
+def test_the_experiment_is_given_its_page_and_views_of_the_budgets_as_they_open(
+    records: list[Record], storage: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    first, last = (next(r["budget"] for r in part if r.event == "budget_opened") for part in (records, records[::-1]))
+    sync(records[:5], uri, artifact_root=root)
+    tags = tags_of_experiment(uri)
+    assert f"{VIEW_PREFIX}{ALL_TRIALS}" in tags
+    assert f"{VIEW_PREFIX}{view_id(first)}" in tags
+    assert f"{VIEW_PREFIX}{view_id(last)}" not in tags
+    experiment = MlflowClient(uri).get_experiment_by_name("digits")
+    assert experiment is not None
+    MlflowClient(uri).set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "my own words")
+    sync(records, uri, artifact_root=root)
+    later = tags_of_experiment(uri)
+    assert f"{VIEW_PREFIX}{view_id(last)}" in later
+    assert later["mlflow.note.content"] == "my own words"
+    sync(records, uri, artifact_root=root)
+    assert tags_of_experiment(uri) == later
+
+
+def test_the_filters_that_the_description_tells_find_trials(records: list[Record], storage: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, root = default_uri(storage)
+    sync(records, uri, artifact_root=root)
+    told = re.findall(r"^- `([^`]+)`", tags_of_experiment(uri)["mlflow.note.content"], flags=re.MULTILINE)
+    assert len(told) == 3
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    for chosen in told:
+        chosen = chosen.replace("2e15 FLOPs", records[2]["budget"])
+        found = client.search_runs([experiment.experiment_id], chosen)
+        assert found, chosen
+        assert {run.data.tags["kind"] for run in found} == {"trial"}
+
+
+def test_a_server_that_refuses_the_page_is_given_the_runs(
+    records: list[Record], storage: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that takes no tag of that length."""
+    monkeypatch.setattr(tracking_server, "page_changes", lambda there, budgets: {"mlflow.note.content": "x" * 30_000})
+    uri, root = default_uri(storage)
+    assert sync(records[:5], uri, artifact_root=root).refused == {}
+    assert "MLflow refused the page" in caplog.text
+    assert records[3]["trial"] in contents(uri)
 
 
 def test_a_run_that_is_deleted_meanwhile_comes_back_whole(
@@ -376,7 +518,7 @@ def test_trials_at_once_repeated_steps_and_an_interruption(records: list[Record]
     assert [step for step, *_ in runs[a]["points"]["train_loss"]] == [1, 2, 3, 4, 5]
     assert [step for step, *_ in runs[b]["points"]["train_loss"]] == [1, 2]
     assert [step for step, *_ in runs[b]["points"]["images_per_second"]] == [1, 2, 3]
-    assert runs[a]["tags"]["convscale.attempts"] == "2"
+    assert runs[a]["tags"]["attempts"] == "2"
     assert {run["status"] for run in runs.values()} == {"SCHEDULED"}
 
 
@@ -442,12 +584,6 @@ def test_a_gap_in_the_ledger_is_refused(records: list[Record], tmp_path: Path) -
     with pytest.raises(ValueError, match="event 3 was fed after event -1; feed the ledger from its first event"):
         view.feed(records[3])
     assert view.close(300) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_an_address_that_does_not_answer_is_said_once_without_its_password(records: list[Record]) -> None:
@@ -571,24 +707,6 @@ class Lines(list[str]):
     def wait_for(self, count: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self) >= count, timeout=400), list(self)
-
-
-@contextlib.contextmanager
-def server(storage: Path, port: int) -> Iterator[None]:
-    """A real `mlflow server`; ended with all it started. A view notices by itself when it answers."""
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", default_uri(storage)[0], "--artifacts-destination", str(storage / "served"),
-    ]  # fmt: skip
-    log = (storage / "server.log").open("ab")
-    quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
 
 
 @pytest.mark.slow
