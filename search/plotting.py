@@ -13,23 +13,33 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from search.formats import number
 
-DPI: Final = 150
+DPI: Final = 190
 GREY: Final = "#5b6470"
 RAMP: Final = ("#f0b83f", "#e5704b", "#b8387a", "#6a2c91", "#1f2a6b")  # light to dark: depth reads in grey print too
+BUDGET_RAMP: Final = ("#9ccf8f", "#4aae9b", "#2286a3", "#28589a", "#2b2760")
 
 
 def colours(variants: Sequence[str]) -> dict[str, str]:
     """A colour per variant, light to dark in the order given; safe for colour-blind readers."""
-    last = len(RAMP) - 1
-    if len(variants) <= len(RAMP):
-        places = [round(index * last / max(1, len(variants) - 1)) for index in range(len(variants))]
-        return {variant: RAMP[place] for variant, place in zip(variants, places, strict=True)}
-    mixed = {}
-    for index, variant in enumerate(variants):
-        place = index * last / (len(variants) - 1)
+    return dict(zip(variants, _along(RAMP, len(variants)), strict=True))
+
+
+def budget_colours(count: int) -> list[str]:
+    """A colour per budget, light to dark; of another ramp than the variants'."""
+    return _along(BUDGET_RAMP, count)
+
+
+def _along(ramp: Sequence[str], count: int) -> list[str]:
+    """So many colours of a ramp, its own where they are enough, mixed where they are not."""
+    last = len(ramp) - 1
+    if count <= len(ramp):
+        return [ramp[round(index * last / max(1, count - 1))] for index in range(count)]
+    mixed = []
+    for index in range(count):
+        place = index * last / (count - 1)
         low = min(int(place), last - 1)
-        pairs = ((int(RAMP[low][at : at + 2], 16), int(RAMP[low + 1][at : at + 2], 16)) for at in (1, 3, 5))
-        mixed[variant] = "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in pairs)
+        pairs = ((int(ramp[low][at : at + 2], 16), int(ramp[low + 1][at : at + 2], 16)) for at in (1, 3, 5))
+        mixed.append("#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in pairs))
     return mixed
 
 

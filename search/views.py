@@ -123,18 +123,26 @@ class Views:
         return self.mlflow.pending if self.mlflow is not None else 0
 
 
-def write_results(state: StudyState, folder: str, local_folder: Path) -> list[Path]:
-    """Draw the figures and write results.csv into the run's folder; returns the paths of the local copies."""
-    from search import figures as draw  # imports matplotlib
+def write_results(
+    state: StudyState, folder: str, local_folder: Path, study: Study | None = None, records: Sequence[Record] = ()
+) -> list[Path]:
+    """Draw the figures and write results.csv and report.html into the run's folder; returns the paths of the local
+    copies.
+
+    `state` is what the ledger's `records` fold into. The report forecasts the `study`'s next budgets, if it is given.
+    """
+    from search.report import findings_of, render, report_of, write_page  # imports matplotlib and scipy
 
     figures = local_folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = [figures / "loss_vs_compute.png", figures / "learning_rate_valley.png"]
-    draw.draw_loss_vs_compute(draw.loss_vs_compute_data(state), drawn[0])
-    draw.draw_learning_rate_valley(draw.learning_rate_valley_data(state), drawn[1])
-    table = local_folder / "results.csv"
-    write_csv(state, str(table))
-    files = [*drawn, table]
+    found = findings_of(records, state, study)
+    files = [figures / f"{picture.name}.png" for picture in found.pictures]
+    for path, picture in zip(files, found.pictures, strict=True):
+        path.write_bytes(picture.png)
+    files += [local_folder / "results.csv", local_folder / "report.html"]
+    write_csv(state, str(files[-2]))
+    page = report_of(records, state, found.law, forecasts=found.forecasts, pictures=found.pictures)
+    write_page(render(page), files[-1])
     if "://" in folder:
         for path in files:
             fs, target = fsspec.core.url_to_fs(f"{folder}/{path.relative_to(local_folder)}")

@@ -1,6 +1,7 @@
 """Figures: the data that goes in, and pictures that come out whatever the study's state."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,18 @@ from PIL import Image
 from search.figures import (
     draw_learning_rate_valley,
     draw_loss_vs_compute,
+    draw_search_progress,
     learning_rate_valley_data,
     loss_vs_compute_data,
+    read_learning_rate_valley,
+    read_loss_vs_compute,
+    read_search_progress,
+    search_progress_data,
 )
-from search.plotting import colours, log_ticks
+from search.figures.marks import titled_figure
+from search.figures.trials import between, size
+from search.formats import number
+from search.plotting import budget_colours, colours, log_ticks
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
 
@@ -67,11 +76,12 @@ def test_a_valley_per_budget_marks_its_minimum(state: StudyState) -> None:
 
 
 @pytest.mark.parametrize("until", [0, 3, 6, 9, None], ids=["empty", "opened", "running", "one trial", "whole"])
-def test_both_figures_can_be_drawn_at_any_time(tmp_path: Path, until: int | None) -> None:
+def test_these_figures_can_be_drawn_at_any_time(tmp_path: Path, until: int | None) -> None:
     state = StudyState.of(synthetic_records(trials=9, fail=1, until=until))
     draw_loss_vs_compute(loss_vs_compute_data(state), tmp_path / "loss.png")
     draw_learning_rate_valley(learning_rate_valley_data(state), tmp_path / "valley.png")
-    for name in ("loss.png", "valley.png"):
+    draw_search_progress(search_progress_data(state), tmp_path / "progress.png")
+    for name in ("loss.png", "valley.png", "progress.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG"
             assert min(picture.size) >= 500
@@ -88,7 +98,9 @@ def test_trials_that_all_diverged_or_lie_far_above_the_best_are_no_obstacle(tmp_
     state = StudyState.of(records)
     draw_loss_vs_compute(loss_vs_compute_data(state), tmp_path / "loss.png")
     draw_learning_rate_valley(learning_rate_valley_data(state), tmp_path / "valley.png")
+    draw_search_progress(search_progress_data(state), tmp_path / "progress.png")
     assert learning_rate_valley_data(state).valleys[0].best is None
+    assert search_progress_data(state).budgets[0].found == 0
     assert len(loss_vs_compute_data(state).frontier) == 2
 
 
@@ -106,3 +118,79 @@ def test_every_variant_has_its_own_colour() -> None:
     for count in range(1, 11):
         names = [f"F{index}" for index in range(count)]
         assert len(set(colours(names).values())) == count
+        assert len(set(budget_colours(count))) == count
+
+
+# ---------------------------------------------------------------- the search's progress
+
+
+def test_the_best_so_far_never_rises_and_ends_at_the_best_of_the_budget(state: StudyState) -> None:
+    for progress, budget in zip(search_progress_data(state).budgets, state.budgets.values(), strict=True):
+        bests = [step.best for step in progress.steps if not math.isnan(step.best)]
+        assert bests == sorted(bests, reverse=True)
+        assert budget.best is not None
+        assert bests[-1] == budget.best.heldout_loss == progress.steps[progress.found - 1].loss
+
+
+def test_a_trial_that_diverged_or_failed_costs_core_hours_and_changes_no_best() -> None:
+    state = StudyState.of(synthetic_records(trials=21, fail=5))
+    steps = [
+        (before, step) for budget in search_progress_data(state).budgets for before, step in pairwise(budget.steps)
+    ]
+    lost = [(before, step) for before, step in steps if step.outcome != "finished"]
+    assert {step.outcome for _, step in lost} == {"diverged", "failed"}
+    for before, step in lost:
+        assert math.isnan(step.loss)
+        assert step.best == before.best
+        assert step.core_hours > before.core_hours
+
+
+def test_a_loss_that_no_axis_can_show_is_never_the_best_so_far() -> None:
+    records = synthetic_records(trials=6)
+    for record in records:
+        if record.event == "trial_ended" and record["trial"].endswith(("000", "003")):
+            record["result"]["heldout_loss"] = math.nan if record["trial"].endswith("000") else math.inf
+    for budget in search_progress_data(StudyState.of(records)).budgets:
+        assert math.isnan(budget.steps[0].best)
+        assert math.isfinite(budget.steps[3].best)
+
+
+# ---------------------------------------------------------------- what they say, and how they look
+
+
+def test_a_reading_says_what_the_data_say(state: StudyState) -> None:
+    best = [budget.best for budget in state.budgets.values()]
+    said = read_loss_vs_compute(loss_vs_compute_data(state))
+    assert said.startswith("With 9 times the compute (2.0e11 to 1.8e12 FLOPs) the best held-out loss goes from ")
+    assert best[0] is not None
+    assert f"{number(best[0].heldout_loss)} ({best[0].variant}) to " in said
+    assert "the learning rate of the best trial goes from 0.4 to 0.2." in read_learning_rate_valley(
+        learning_rate_valley_data(state)
+    )
+    assert "63 trials (10 diverged) took " in read_search_progress(search_progress_data(state))
+
+
+def test_before_anything_has_finished_a_reading_says_so() -> None:
+    state = StudyState.of(synthetic_records(until=3))
+    assert read_loss_vs_compute(loss_vs_compute_data(state)) == "No trial has finished yet."
+    assert read_learning_rate_valley(learning_rate_valley_data(state)).startswith("No trial has finished yet")
+    assert read_search_progress(search_progress_data(state)) == "No trial has finished yet."
+
+
+def test_a_long_name_of_a_study_leaves_room_for_what_the_figure_shows() -> None:
+    figure = titled_figure("a" * 64, "held-out loss against compute", 3)
+    assert figure.get_suptitle().endswith("…: held-out loss against compute")
+    assert len(figure.get_suptitle()) < 50
+    assert titled_figure("digits", "loss", 3).get_suptitle() == "digits: loss"
+
+
+def test_parameters_are_told_in_thousands_and_millions() -> None:
+    assert [size(count) for count in (999, 275_606, 999_999, 71.49e6, 829.48e6, 1.5e9)] == [
+        "999", "276k", "1M", "71.5M", "829M", "1.5G"
+    ]  # fmt: skip
+
+
+def test_an_interval_without_an_end_says_so() -> None:
+    assert between(61e3, 1.1e5, size) == "61k to 110k"
+    assert between(61e3, 1e300, size) == "61k or more"
+    assert between(0.0, math.inf, size) == "any"

@@ -17,7 +17,11 @@ from search.tracking_uri import TrackingError, check_uri, shown
 from search.views import Views, check_tracking, tracking_address, write_results
 from tests.search.ledgers import synthetic_records
 
-FILES = ("figures/loss_vs_compute.png", "figures/learning_rate_valley.png", "results.csv")
+FIGURES = (
+    "loss_vs_compute", "optimal_learning_rate", "iso_compute", "learning_rate_valley", "law_residuals",
+    "search_progress",
+)  # fmt: skip
+FILES = (*(f"figures/{name}.png" for name in FIGURES), "results.csv", "report.html")
 
 
 def study_with(*lines: str) -> Study:
@@ -97,10 +101,11 @@ def test_a_refusal_shows_no_password() -> None:
 
 
 def check_local(folder: Path, rows: int) -> None:
-    for name in FILES[:2]:
+    for name in FILES[:-2]:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    with (folder / FILES[2]).open(newline="") as file:
+    with (folder / "results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == rows
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_results_are_written_into_the_runs_folder(tmp_path: Path) -> None:
