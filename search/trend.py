@@ -138,7 +138,7 @@ class _Cells:
         n = size - size[budget == budget[-1]].mean()
         now, one = (budget == budget[-1]).astype(float), np.ones(len(sizes))
         design = np.zeros((len(sizes), 3, TERMS + len(variants)))
-        design[:, 0, :LEVEL_TERMS] = np.stack([one, c, c * c, n, n * n, n * c, now], axis=-1)
+        design[:, 0, :LEVEL_TERMS] = np.stack([one, c, c * c, n, (n - c / 2) ** 2, n * c, now], axis=-1)
         design[:, 1, LEVEL_TERMS : LEVEL_TERMS + SLOPE_TERMS] = np.stack([one, n, e, now], axis=-1)
         design[:, 2, LEVEL_TERMS + SLOPE_TERMS : TERMS] = np.stack([one, c], axis=-1)
         design[:, 0, TERMS:] = [[cell.variant == variant for variant in variants] for cell in sizes]

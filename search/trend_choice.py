@@ -24,7 +24,7 @@ from search.trend import believe
 from search.trend_worlds import Array
 
 TOLERANCE: Final = 0.01  # of the loss: an improvement that is worth another trial
-_WORST: Final = 0.05  # of the loss
+_WORST: Final = 0.1
 _DRAWS: Final = 512
 
 

@@ -84,11 +84,12 @@ class Worlds:
         """
         one, steep = np.ones_like(self.curvature), self.curvature
         deviation = [
-            one, 0.3 * one, 0.03 * one, self.level, self.level / 4, self.level / 4, self.level,
+            one, 0.3 * one, 0.03 * one, self.level, self.level / 4, self.level / 16, self.level,
             steep * self.offset, steep * self.spread, steep * self.spread, 0.2 * steep,
             0.2 * steep, 0.1 * steep,
-            *[0.15 * self.level] * variants,
+            *[0.25 * self.level] * variants,
         ]  # fmt: skip
         mean = np.zeros((len(one), TERMS + variants))
+        mean[:, 4] = self.level * 0.4
         mean[:, LEVEL_TERMS + SLOPE_TERMS] = steep / 2
         return mean, np.stack(deviation, axis=-1)
