@@ -1,4 +1,4 @@
-"""Plain or saturating: a test of whether the straight line is enough, and forecasts that own up to not knowing."""
+"""Plain or saturating: a test of whether the straight line is enough; and forecasts, which need not pick one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from scipy import stats
 
+from search.law.averaged import Averaged, average
 from search.law.grouping import BudgetRuns, Noise
 from search.law.numbers import Estimate, FloatArray, Refused, estimate
 from search.law.power import (
@@ -38,53 +39,57 @@ class Straightness:
     Attributes:
         p_value: how often points around a straight line look as bent as these, or more.
         statistic: F: by how much the floor E lowers the sum of squared residuals, over what is left for each degree.
-        chosen: the form that is used for values: saturating where the p-value is below 5 %.
-        saturating_weight: the saturating form's share in forecast intervals.
+        chosen: the form that the law is told in: saturating where the p-value is below 5 %.
         text: the same in a sentence.
     """
 
     p_value: float
     statistic: float
     chosen: Form
-    saturating_weight: float
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class LossForecast:
-    """The loss that the law gives for a budget.
+    """The loss that the law gives for a budget, averaged over forms: see `search.law.averaged`.
 
     Attributes:
         flops: the budget.
         loss: of the best run of a search like those that the law is from; the interval is that of this one run.
         law: the interval of the law alone.
-        form: the form that the value is of.
         beyond: the budget over the largest that the law is from (below one: within).
     """
 
     flops: float
     loss: Estimate
     law: Estimate
-    form: Form
     beyond: float
 
 
 def fit_forms(
     budgets: Sequence[BudgetRuns], noise: Noise | None, *, bootstraps: int, confidence: float, rng: np.random.Generator
-) -> tuple[PowerLaw | Refused, PowerLaw | Refused, Straightness | Refused]:
-    """Both forms on the best run of each budget, and the test between them."""
+) -> tuple[PowerLaw | Refused, PowerLaw | Refused, Straightness | Refused, Forms | Refused]:
+    """Both forms on the best run of each budget, the test between them, and what forecasts are made with."""
     points = Points(
         np.array([budget.flops for budget in budgets]),
         np.array([budget.loss for budget in budgets]),
         np.array([float(budget.seeds) for budget in budgets]),
     )
     if (why := _why_not("plain", points)) is not None:
-        return why, why, why
+        return why, why, why, why
     plain = fit_plain(points, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
+    saturating: PowerLaw | Refused
+    straight: Straightness | Refused
     if (why := _why_not("saturating", points)) is not None:
-        return plain, why, why
-    saturating = fit_saturating(points, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
-    return plain, saturating, straightness(points, saturating, bootstraps, rng)
+        saturating = straight = why
+    else:
+        saturating = fit_saturating(points, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
+        straight = straightness(points, saturating, bootstraps, rng)
+    weights = np.asarray(plain.weights if isinstance(saturating, Refused) else saturating.weights)
+    averaged = average(points, weights, noise, bootstraps=bootstraps, rng=rng)
+    bent = isinstance(straight, Straightness) and straight.chosen == "saturating" and isinstance(saturating, PowerLaw)
+    chosen = saturating if bent and isinstance(saturating, PowerLaw) else plain
+    return plain, saturating, straight, Forms(chosen, averaged, float(points.flops.max()), confidence)
 
 
 def _why_not(form: Form, points: Points) -> Refused | None:
@@ -107,8 +112,7 @@ def straightness(points: Points, saturating: PowerLaw, bootstraps: int, rng: np.
     """The likelihood-ratio test of the straight line against the law with a floor, by parametric bootstrap.
 
     E = 0 lies on the edge of what E may be, so the ratio does not follow its usual distribution; points drawn around
-    the straight line tell which it follows. The saturating form's share in forecasts comes from the p-value by the
-    bound of Sellke, Bayarri & Berger (2001) on the evidence against the line, -e p ln p, with even odds before.
+    the straight line tell which it follows.
     """
     distance, target = np.log(points.flops / points.reference), np.log(points.loss)
     weights, degrees = np.asarray(saturating.weights), len(target) - 3
@@ -121,13 +125,12 @@ def straightness(points: Points, saturating: PowerLaw, bootstraps: int, rng: np.
     straight = _ratio(solve_plain(distance, drawn, weights)[1], solve_saturating(distance, drawn, weights)[1], degrees)
     p_value = (1 + int((straight >= statistic).sum())) / (1 + bootstraps)
     chosen: Form = "saturating" if p_value < SIGNIFICANT else "plain"
-    odds_of_line = -math.e * p_value * math.log(p_value) if p_value < 1 / math.e else 1.0
     text = (
         f"a straight line is not enough (p = {p_value:.2g}): the loss bends towards a floor"
         if chosen == "saturating"
         else f"nothing speaks against a straight line (p = {p_value:.2g})"
     )
-    return Straightness(p_value, float(statistic), chosen, 1 / (1 + odds_of_line), text)
+    return Straightness(p_value, float(statistic), chosen, text)
 
 
 def _ratio(line: FloatArray, bent: FloatArray, degrees: int) -> FloatArray:
@@ -138,54 +141,31 @@ def _ratio(line: FloatArray, bent: FloatArray, degrees: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """Both forms of the law together, as forecasts see them."""
+    """The form that the law is told in, and the average over all of them that forecasts are made with."""
 
-    plain: PowerLaw
-    saturating: PowerLaw | None
-    straightness: Straightness | None
+    chosen: PowerLaw
+    averaged: Averaged
     largest_flops: float
     confidence: float
 
-    @property
-    def chosen(self) -> PowerLaw:
-        """The form that values are of."""
-        if self.saturating is not None and self.straightness is not None and self.straightness.chosen == "saturating":
-            return self.saturating
-        return self.plain
-
     def forecast(self, flops: float) -> LossForecast:
-        """The loss at a budget, see `LossForecast`.
-
-        The interval is averaged over both forms, for a test with few budgets cannot exclude a floor: that of the plain
-        law alone would miss the loss far beyond the budgets wherever there is one. With three budgets only the plain
-        law can be fitted, and its interval takes the straight line for granted.
-        """
-        draws, deviations = self._draws(np.array([flops]))
+        """The loss at a budget, see `LossForecast`."""
+        draws, deviations = self.averaged.loss_draws(np.array([flops])), self.averaged.deviation_draws()
         run = np.log(draws[:, 0]) + deviations * _normal(len(draws))
-        value = self.chosen.loss(flops)
+        value = self.averaged.loss(flops)
         return LossForecast(
             flops,
             estimate(value, np.exp(run), self.confidence),
             estimate(value, draws[:, 0], self.confidence),
-            self.chosen.form,
             flops / self.largest_flops,
         )
 
     def curve(self, flops: Sequence[float]) -> Curve:
-        """The chosen form along FLOPs, with intervals as `forecast` has them."""
+        """The law along FLOPs, value and intervals as `forecast` has them."""
         grid = np.asarray(flops, dtype=np.float64)
-        draws, deviations = self._draws(grid)
-        return curve_of(grid, [self.chosen.loss(each) for each in grid], draws, deviations, self.confidence)
-
-    def _draws(self, flops: FloatArray) -> tuple[FloatArray, FloatArray]:
-        if self.saturating is None or self.straightness is None:
-            return self.plain.loss_draws(flops), self.plain.deviation_draws()
-        total = len(self.plain.draws)
-        bent = round(total * self.straightness.saturating_weight)
-        parts = [(self.saturating, bent), (self.plain, total - bent)]
-        return (
-            np.concatenate([law.loss_draws(flops, count) for law, count in parts if count]),
-            np.concatenate([law.deviation_draws(count) for law, count in parts if count]),
+        values = [self.averaged.loss(each) for each in grid.tolist()]
+        return curve_of(
+            grid, values, self.averaged.loss_draws(grid), self.averaged.deviation_draws(), self.confidence
         )
 
 

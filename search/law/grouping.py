@@ -65,7 +65,8 @@ class Setting:
 class Cell:
     """One model trained on so many examples, at its best learning rate.
 
-    `loss` is the geometric mean over seeds; `budget` the label of its budget.
+    `loss` is the geometric mean over seeds; `budget` the label of its budget; `diverged` the rates that diverged,
+    rising.
     """
 
     variant: str | None
@@ -78,6 +79,7 @@ class Cell:
     loss: float
     seeds: int
     tried: tuple[Setting, ...]
+    diverged: tuple[float, ...] = ()
 
 
 def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
@@ -164,8 +166,15 @@ def _setting(runs: Sequence[Run]) -> Setting:
     return Setting(min(runs, key=lambda run: run.loss), math.exp(math.fsum(logs) / len(logs)), len(runs), logs)
 
 
-def cells_of(budgets: Sequence[BudgetRuns]) -> tuple[Cell, ...]:
-    """The cells of every budget: a model and so many examples each, at its best learning rate."""
+def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tuple[Cell, ...]:
+    """The cells of every budget: a model and so many examples each, at its best learning rate.
+
+    A diverged run belongs to the cells that are alike and, where both name their budget, of the same.
+    """
+    lost: dict[Hashable, list[Run]] = defaultdict(list)
+    for run in diverged:
+        if run.learning_rate is not None:
+            lost[_cell_key(run)].append(run)
     cells: list[Cell] = []
     for budget in budgets:
         groups: dict[Hashable, list[Setting]] = defaultdict(list)
@@ -186,9 +195,17 @@ def cells_of(budgets: Sequence[BudgetRuns]) -> tuple[Cell, ...]:
                     best.loss,
                     best.seeds,
                     tuple(settings),
+                    tuple(sorted({float(each.learning_rate or 0) for each in lost[_cell_key(run)] if _same(each, run)})),
                 )
             )
     return tuple(cells)
+
+
+def _same(one: Run, other: Run) -> bool:
+    """Whether runs of like cells are of one budget."""
+    if one.budget is not None and other.budget is not None:
+        return one.budget == other.budget
+    return max(one.flops, other.flops) <= NEAR * min(one.flops, other.flops)
 
 
 def noise_of(cells: Sequence[Cell]) -> Noise | None:

@@ -46,12 +46,15 @@ def quantiles(draws: FloatArray, confidence: float) -> FloatArray:
     return found
 
 
-def drawn_sd(rng: np.random.Generator, sd: float, degrees: int, count: int) -> FloatArray:
+def drawn_sd(
+    rng: np.random.Generator, sd: float, degrees: int, count: int, *, largest: float = _LARGEST_SD
+) -> FloatArray:
     """What the standard deviation may have been, `count` times, when it was estimated as `sd` with so many degrees.
 
     The squared deviation is drawn as `sd^2 degrees / chi^2(degrees)`. Draws of a linear fit made with it follow
     Student's t, so that intervals from few points are as wide as they must be; a bootstrap at a fixed deviation, or
-    over the points, gives those of the normal distribution, or less. Draws are cut off at `_LARGEST_SD` of ln(loss).
+    over the points, gives those of the normal distribution, or less. Draws are cut off at `largest`, 2 of
+    ln(loss).
     """
-    found: FloatArray = np.minimum(sd * np.sqrt(degrees / rng.chisquare(degrees, size=count)), _LARGEST_SD)
+    found: FloatArray = np.minimum(sd * np.sqrt(degrees / rng.chisquare(degrees, size=count)), largest)
     return found

@@ -11,6 +11,7 @@ from typing import Final
 
 from search.law.numbers import LawError
 from search.results import meter_summary
+from search.space import ended
 from search.state import StudyState, TrialState
 
 COLUMNS: Final = {
@@ -61,31 +62,39 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunTable:
-    """Runs, where they are from, and how many more there were without a loss: diverged, failed, or not finished."""
+    """Runs, where they are from, and how many more there were without a loss: diverged, failed, or not finished.
+
+    `diverged` are those of them that diverged, their loss infinite: they bound the best learning rate from above.
+    """
 
     source: str
     runs: tuple[Run, ...]
     left_out: int = 0
+    diverged: tuple[Run, ...] = ()
 
 
 def runs_of_state(state: StudyState, source: str = "study") -> RunTable:
     """A study's finished trials; their examples are epochs times its training examples.
 
-    A trial whose loss has no logarithm (zero, or infinite) is left out and counted, like one that did not finish.
+    A trial that ended with no loss, with one far above that of a uniform guess, or with one that has no logarithm, is
+    left out and counted, like one that did not finish.
     """
     train_examples = float(state.opened["train_examples"]) if state.opened else math.nan
-    finished = [trial for trial in state.trials.values() if 0 < trial.heldout_loss < math.inf]
+    worst_loss = math.log(int(state.opened["classes"])) if state.opened else math.inf
+    how = [(trial, ended(trial, worst_loss)) for trial in state.trials.values()]
+    finished = [trial for trial, end in how if end == "finished" and 0 < trial.heldout_loss]
     return RunTable(
         source,
-        tuple(_run_of(trial, train_examples) for trial in finished),
-        sum(trial.outcome is not None for trial in state.trials.values()) - len(finished),
+        tuple(_run_of(trial, train_examples, trial.heldout_loss) for trial in finished),
+        sum(end is not None for _, end in how) - len(finished),
+        tuple(_run_of(trial, train_examples, math.inf) for trial, end in how if end == "diverged"),
     )
 
 
-def _run_of(trial: TrialState, train_examples: float) -> Run:
+def _run_of(trial: TrialState, train_examples: float, loss: float) -> Run:
     return Run(
         flops=trial.flops,
-        loss=trial.heldout_loss,
+        loss=loss,
         parameters=float(trial.parameters),
         examples=trial.epochs * train_examples,
         learning_rate=trial.learning_rate,

@@ -248,8 +248,8 @@ def test_a_variant_that_was_better_than_its_size_is_believed_better_again() -> N
     def ahead(levels: list[float]) -> float:
         return (levels[0] + levels[1] + levels[3]) / 3 - levels[2]
 
-    assert ahead(floors({})) == pytest.approx(0, abs=0.006)
-    assert ahead(floors({"F2": -0.03})) > 0.01
+    assert ahead(floors({})) == pytest.approx(0, abs=0.02)
+    assert ahead(floors({"F2": -0.03})) > ahead(floors({})) + 0.01
 
 
 def test_the_law_s_line_foretells_the_level_of_the_next_budget() -> None:
