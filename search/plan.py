@@ -17,6 +17,7 @@ from search.formats import duration, number, percent, scientific
 from search.memory import gigabytes, memory_by_variant, memory_warnings
 from search.rates import Rate
 from search.results import MeasuredRates
+from search.space import DOUBT, TREND_TRIALS_PER_CELL
 from search.study import Study
 from search.tables import figures_table
 from search.terminal import tell
@@ -232,7 +233,8 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
 
 def _total_line(plan: Plan) -> str:
     compute = plan.study.compute
-    line = f"In all: {_at_most(plan.study)}{plan.trials} trials, about {scientific(plan.flops, 3)} FLOPs"
+    trials = f"{_at_most(plan.study)}{plan.trials} trials{_expected(plan)}"
+    line = f"In all: {trials}, about {scientific(plan.flops, 3)} FLOPs"
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
     slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
@@ -247,6 +249,14 @@ def _total_line(plan: Plan) -> str:
     else:
         left_out = "input, evaluation, checkpoints and start-up"
     return f"{line}, ~{duration(plan.seconds)} on {slices} of {cores} ({source}; not counted: {left_out})"
+
+
+def _expected(plan: Plan) -> str:
+    """How many of them sampler trend will have run when it is content, going by simulated studies."""
+    if plan.study.search.sampler != "trend" or plan.study.search.doubt != DOUBT:
+        return ""
+    expected = sum(min(budget.trials, TREND_TRIALS_PER_CELL * len(budget.cells)) for budget in plan.budgets)
+    return f" (~{round(expected)} where losses are like the paper's)"
 
 
 def _at_most(study: Study) -> str:
