@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from search.figures.fronts import draw_pareto_fronts, pareto_fronts_data, read_pareto_fronts
 from search.figures.isocompute import draw_iso_compute, iso_compute_data, read_iso_compute
 from search.figures.loss import draw_loss_vs_compute, loss_vs_compute_data, read_loss_vs_compute
 from search.figures.marks import Target
@@ -55,6 +56,15 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
     curves = iso_compute_data(state, law)
     residuals = law_residuals_data(state, law)
     progress = search_progress_data(state)
+    fronts = pareto_fronts_data(state)
+    of_fronts = Picture(
+        "pareto_front",
+        "Loss against cost",
+        "A step line per budget: for every cost, the lowest loss of the variants that cost no more.",
+        read_pareto_fronts(fronts),
+        not fronts.fronts,
+        _png(lambda target: draw_pareto_fronts(fronts, target)),
+    )
     return [
         Picture(
             "loss_vs_compute",
@@ -104,4 +114,5 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
             not any(one.found for one in progress.budgets),
             _png(lambda target: draw_search_progress(progress, target)),
         ),
+        *([of_fronts] if fronts.objective else []),
     ]

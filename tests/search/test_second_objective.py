@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from search.figures import draw_pareto_fronts, pareto_fronts_data, read_pareto_fronts
+from search.figures.album import album
 from search.samplers import SamplerName, propose
 from search.second_objective import costs_of, pareto_front, render_fronts
 from search.space import Point
@@ -129,3 +132,29 @@ def test_a_front_is_decided_only_when_each_part_of_it_is() -> None:
     assert max(front.better, front.off) >= max(alone.better, alone.off)
     assert front.point is None or isinstance(front.point, Point)
     assert not math.isnan(front.better)
+
+
+def test_the_front_has_a_figure_where_it_was_asked_for(tmp_path: Path) -> None:
+    state, budget = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 4.0), trial("F1", 1.3, 2.0))
+    data = pareto_fronts_data(state)
+    assert data.objective == "parameters"
+    assert data.fronts[0].front == (("F0", 1e6, 1.2), ("F3", 4e6, 1.0))
+    assert len(data.fronts[0].trials) == 3
+    assert "F3 has the lowest loss, 1.00; F0 takes 0.25 of its parameters at a loss of 1.20" in read_pareto_fronts(data)
+    draw_pareto_fronts(data, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "pareto_front" in {picture.name for picture in album(state, None)}
+    budget.second_objective = None
+    assert pareto_fronts_data(state).fronts == ()
+    assert "pareto_front" not in {picture.name for picture in album(state, None)}
+
+
+def test_a_front_of_one_and_none_at_all_are_drawn_too(tmp_path: Path) -> None:
+    state, _ = budget_of(trial("F0", 1.0))
+    assert "F0 has both the lowest loss and the fewest parameters" in read_pareto_fronts(pareto_fronts_data(state))
+    draw_pareto_fronts(pareto_fronts_data(state), tmp_path / "one.png")
+    state, _ = budget_of(trial("F0", None))
+    assert "No budget with a second objective has a finished trial yet." in read_pareto_fronts(
+        pareto_fronts_data(state)
+    )
+    draw_pareto_fronts(pareto_fronts_data(state), tmp_path / "none.png")

@@ -1,0 +1,111 @@
+"""Held-out loss against a second objective, and the Pareto front of each budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from search.figures.marks import (
+    DOT,
+    LOSS,
+    Target,
+    handle,
+    legend_below,
+    new_axes,
+    say_empty,
+    set_log_ticks,
+    titled_figure,
+)
+from search.figures.trials import study_name
+from search.formats import number
+from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis
+from search.results import ordered_budgets
+from search.second_objective import UNITS, costs_of, pareto_front
+from search.state import StudyState
+
+_CLIP = 2.0  # the loss axis ends at so many times the highest loss on a front
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A budget's finished trials as (cost, loss), and those that no other beats, the cheapest first."""
+
+    budget: str
+    trials: tuple[tuple[float, float], ...]
+    front: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoFronts:
+    """The fronts of the budgets that were searched for the `objective` (with its unit); empty where none was."""
+
+    study: str
+    objective: str
+    fronts: tuple[Front, ...]
+
+
+def pareto_fronts_data(state: StudyState) -> ParetoFronts:
+    """The Pareto fronts of the second objective that the largest budget with one was searched for."""
+    asked = [budget for budget in ordered_budgets(state) if budget.second_objective is not None]
+    if not asked or (objective := asked[-1].second_objective) is None:
+        return ParetoFronts(study_name(state), "", ())
+    fronts = []
+    for budget in asked:
+        if budget.second_objective != objective:
+            continue
+        costs = costs_of(objective, state, budget)
+        kept = pareto_front(budget.trials, costs)
+        finished = [trial for trial in budget.trials if trial.outcome == "finished" and trial.variant in costs]
+        trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in finished)
+        front = tuple((trial.variant, costs[trial.variant], trial.heldout_loss) for trial in kept)
+        if all(cost > 0 and loss > 0 and math.isfinite(loss) for cost, loss in trials) and front:
+            fronts.append(Front(budget.label, trials, front))
+    return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts))
+
+
+def read_pareto_fronts(data: ParetoFronts) -> str:
+    """The figure in one sentence."""
+    if not data.fronts:
+        return "No budget with a second objective has a finished trial yet."
+    last = data.fronts[-1]
+    if len(last.front) == 1:
+        return f"At {last.budget}, {last.front[0][0]} has both the lowest loss and the fewest {data.objective}."
+    (cheap, cost, loss), (best, most, least) = last.front[0], last.front[-1]
+    return (
+        f"At {last.budget}, {best} has the lowest loss, {number(least)}; {cheap} takes {number(cost / most, 2)} of its "
+        f"{data.objective} at a loss of {number(loss)}."
+    )
+
+
+def draw_pareto_fronts(data: ParetoFronts, target: Target) -> None:
+    """Draw the fronts as a PNG: a step line per budget, dots for the trials that are beaten."""
+    figure = titled_figure(data.study, "loss against cost", 4.8)
+    axes = new_axes(figure, data.objective or "cost", LOSS)
+    if not data.fronts:
+        say_empty(axes)
+        figure.savefig(target)
+        return
+    shades = budget_colours(len(data.fronts))
+    costs = [cost for front in data.fronts for cost, _ in front.trials]
+    kept = [loss for front in data.fronts for _, _, loss in front.front]
+    margin = max((max(costs) / min(costs)) ** 0.08, 1.05)
+    low, high = min(costs) / margin, max(costs) * margin
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    set_log_ticks(axes, log_ticks(low, high, 3), lambda tick: number(tick, 2, trim=True))
+    top = _CLIP * max(kept)
+    room = max((top / min(kept)) ** 0.06, 1.01)
+    set_loss_axis(axes, min(kept) / room, top)
+    for front, shade in zip(data.fronts, shades, strict=True):
+        beaten = [(cost, loss) for cost, loss in front.trials if loss < top]
+        axes.plot(*zip(*beaten, strict=True), **DOT, color=shade, alpha=0.4, markersize=5.5, markeredgewidth=0)
+        xs, ys = [cost for _, cost, _ in front.front], [loss for _, _, loss in front.front]
+        axes.step([*xs, high], [*ys, ys[-1]], where="post", color=shade, linewidth=2)
+        axes.plot(xs, ys, **DOT, color=shade, markersize=8, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
+    for variant, cost, loss in data.fronts[-1].front:
+        axes.annotate(
+            variant, (cost, loss), xytext=(-4, -5), textcoords="offset points", ha="right", va="top", fontsize=10
+        )
+    handles = [handle(f.budget, shade, linewidth=2, marker="o") for f, shade in zip(data.fronts, shades, strict=True)]
+    legend_below(figure, [*handles, handle("other trials", GREY, alpha=0.5, **DOT)])
+    figure.savefig(target)
