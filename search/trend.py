@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from search.space import CellSize, Explored, Space, Tried, ended
+from search.space import CellSize, Explored, Space, Tried
+from search.trend_seen import Outcomes, Places
 from search.trend_worlds import FALL, LEVEL_TERMS, SLOPE_TERMS, TERMS, Array, Worlds
 
-_Places = NDArray[np.intp]
 _MISFIT: Final = 0.2  # a parabola errs by about so much of what a point lies above the lowest of its cell
 # Where training diverges the valley is taken to rise as steeply as it does so many octaves above its best rate.
 _DIVERGED, _DIVERGED_SD = 2.5, 1.5
@@ -93,14 +92,19 @@ def believe(
         random: what they are drawn with.
         worst_loss: that of a uniform guess; a trial that ends far above it has diverged, whatever it says.
     """
-    budgets = [*smaller, Explored(space, trials)]
-    cells = _Cells.of([explored.space for explored in budgets], batch_size)
-    rows = _Rows.of(budgets, cells, worst_loss)
+    budgets = [Outcomes.of(explored, worst_loss) for explored in (*smaller, Explored(space, trials))]
+    return belief_of(budgets, batch_size=batch_size, draws=draws, random=random)
+
+
+def belief_of(budgets: Sequence[Outcomes], *, batch_size: int, draws: int, random: np.random.Generator) -> Belief:
+    """As `believe`, of budgets whose last is the one in question."""
+    cells = _Cells.of([outcomes.space for outcomes in budgets], batch_size)
+    rows = _Rows.of(budgets, cells)
     worlds = Worlds.all()
     near = _Solved.of(worlds, cells, rows, max(0, len(cells.centre) - _WEIGH_CELLS))
     likely = np.flatnonzero(near.log_weight > near.log_weight.max() - _UNLIKELY)
     solved = _Solved.of(worlds.some(likely), cells, rows)
-    return solved.draw(len(space.cells), draws, random)
+    return solved.draw(len(budgets[-1].space.cells), draws, random)
 
 
 def prior_centre(space: Space, batch_size: int) -> float:
@@ -124,7 +128,7 @@ class _Cells:
 
     centre: Array
     design: Array
-    budget: _Places
+    budget: Places
 
     @classmethod
     def of(cls, spaces: Sequence[Space], batch_size: int) -> _Cells:
@@ -156,7 +160,7 @@ class _Rows:
     is what a point lies above its cell's lowest; `middle` was taken off all losses.
     """
 
-    cell: _Places
+    cell: Places
     x: Array
     y: Array
     above: Array
@@ -164,27 +168,25 @@ class _Rows:
     middle: float
 
     @classmethod
-    def of(cls, budgets: Sequence[Explored], cells: _Cells, worst_loss: float) -> _Rows:
-        finished: list[tuple[int, float, float]] = []
-        diverged: list[tuple[int, float]] = []
-        first = 0
-        for explored in budgets:
-            places = {variant: first + k for k, variant in enumerate(explored.space.variants)}
-            first += len(places)
-            known = [(places[t.variant], t, ended(t, worst_loss)) for t in explored.trials if t.variant in places]
-            finished += [(p, t.learning_rate, t.heldout_loss) for p, t, how in known if how == "finished"]
-            diverged += [(p, t.learning_rate) for p, t, how in known if how == "diverged"]
-        place, rate, loss = np.array(finished, dtype=float).reshape(-1, 3).T
-        edge_place, edge_rate = np.array(diverged, dtype=float).reshape(-1, 2).T
+    def of(cls, budgets: Sequence[Outcomes], cells: _Cells) -> _Rows:
+        first = np.cumsum([0, *(len(outcomes.space.cells) for outcomes in budgets)])
+        place = np.concatenate([outcomes.cell + start for outcomes, start in zip(budgets, first, strict=False)])
+        rates = np.concatenate([outcomes.rate for outcomes in budgets])
+        finished = np.concatenate([outcomes.finished for outcomes in budgets])
+        diverged = np.concatenate([outcomes.diverged for outcomes in budgets])
+        loss, cell, rate = (
+            np.concatenate([outcomes.loss for outcomes in budgets])[finished],
+            place[finished],
+            rates[finished],
+        )
         if (loss < 0).any():
             raise ValueError(f"a loss of {loss.min():g} given; allowed: 0 or more, for its logarithm is modelled")
-        cell = place.astype(np.intp)
         y = np.log(np.maximum(loss, _TINIEST_LOSS))
         middle = float(y.mean()) if len(y) else 0.0
         y = y - middle
         lowest, edge = np.full(len(cells.centre), np.inf), np.full(len(cells.centre), np.inf)
         np.minimum.at(lowest, cell, y)
-        np.minimum.at(edge, edge_place.astype(np.intp), np.log2(edge_rate))
+        np.minimum.at(edge, place[diverged], np.log2(rates[diverged]))
         x = np.log2(rate) - cells.centre[cell]
         return cls(cell, x, y, y - lowest[cell], edge - cells.centre, middle)
 
@@ -214,7 +216,7 @@ class _Equations:
     log_variance: Array
 
     @classmethod
-    def of(cls, cell: _Places, x: Array, y: Array, variance: Array, cells: int) -> _Equations:
+    def of(cls, cell: Places, x: Array, y: Array, variance: Array, cells: int) -> _Equations:
         """Of points: `cell`, `x` and `y` (points,), `variance` (worlds, points)."""
         powers = [np.ones_like(x), x, x**2, x**3, x**4]
 
@@ -227,7 +229,7 @@ class _Equations:
         information = moments[..., np.add.outer(np.arange(3), np.arange(3))]
         return cls(information, pull, (y * y / variance).sum(axis=1), np.log(variance).sum(axis=1))
 
-    def some(self, chosen: _Places) -> _Equations:
+    def some(self, chosen: Places) -> _Equations:
         return _Equations(self.information[chosen], self.pull[chosen], self.squares[chosen], self.log_variance[chosen])
 
     def with_edges(self, edge: Array, curvature: Array) -> _Equations:
@@ -309,14 +311,14 @@ class _Solved:
         centre = self.cells.centre[-cells:]
         return Belief(valleys, centre, centre + self.edge[-cells:])
 
-    def _draw_trends(self, draws: int, random: np.random.Generator) -> tuple[_Places, Array]:
+    def _draw_trends(self, draws: int, random: np.random.Generator) -> tuple[Places, Array]:
         """Worlds and their trends. Where the best rate must fall only trends that fall are kept: so those worlds count
         for less the less of them does.
         """
         weight = np.exp(self.log_weight - self.log_weight.max())
         factor = _inverse_root(self.precision)
         falls = slice(LEVEL_TERMS + 1, LEVEL_TERMS + 3)
-        worlds: list[_Places] = []
+        worlds: list[Places] = []
         trends: list[Array] = []
         for _ in range(20):
             world = random.choice(len(weight), size=draws, p=weight / weight.sum())

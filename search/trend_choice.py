@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from search.space import Explored, Point, Space, Tried, ended
-from search.trend import believe
+from search.space import Explored, Point, Space, Tried
+from search.trend import belief_of
+from search.trend_seen import Mask, Outcomes
 from search.trend_worlds import Array
 
 TOLERANCE: Final = 0.01  # of the loss: an improvement that is worth another trial
@@ -79,7 +79,8 @@ def choose(
             every cost, the best of the cells that cost no more; what is said of chances is of the least sure of these.
         worst_loss: that of a uniform guess; a trial that ends far above it has diverged.
     """
-    seen = _Seen.of(space, trials, smaller, worst_loss)
+    budgets = [Outcomes.of(explored, worst_loss) for explored in (*smaller, Explored(space, trials))]
+    seen = _Seen.of(budgets)
     waits = bool(seen.running.any())
     if seen.tried.all():
         return Choice(None, 0.0, 0.0, waits)
@@ -88,7 +89,7 @@ def choose(
     if nothing_else:
         free = ~seen.tried
     random = np.random.default_rng([seed, len(trials)])
-    belief = believe(space, trials, smaller, batch_size=batch_size, draws=_DRAWS, random=random, worst_loss=worst_loss)
+    belief = belief_of(budgets, batch_size=batch_size, draws=_DRAWS, random=random)
     loss, best_rates = belief.log_loss(space.learning_rates), belief.best_rates()
     left = np.zeros(free.shape)
     better = off = 0.0
@@ -117,7 +118,7 @@ def choose(
     return Choice(Point(space.cells[cell].variant, space.learning_rates[place]), better, off, waits)
 
 
-def _groups(space: Space, costs: Sequence[float] | None) -> list[NDArray[np.bool_]]:
+def _groups(space: Space, costs: Sequence[float] | None) -> list[Mask]:
     """The cells among which a best is looked for: all; or for every cost those that cost no more."""
     if costs is None:
         return [np.ones(len(space.cells), dtype=bool)]
@@ -125,9 +126,7 @@ def _groups(space: Space, costs: Sequence[float] | None) -> list[NDArray[np.bool
     return [each <= most for most in np.unique(each)]
 
 
-def _chance_off(
-    space: Space, best_rates: Array, place: int, running: NDArray[np.bool_], barred: NDArray[np.bool_]
-) -> float:
+def _chance_off(space: Space, best_rates: Array, place: int, running: Mask, barred: Mask) -> float:
     """The chance that the grid's best rate is neither `place`, nor next to it, nor running; of one that is barred the
     next below counts. `best_rates` in octaves.
     """
@@ -141,55 +140,53 @@ def _chance_off(
 class _Seen:
     """What became of each point, (cells, rates) each; `barred` are those at or above a rate that diverged."""
 
-    tried: NDArray[np.bool_]
-    finished: NDArray[np.bool_]
-    running: NDArray[np.bool_]
-    barred: NDArray[np.bool_]
+    tried: Mask
+    finished: Mask
+    running: Mask
+    barred: Mask
 
     @classmethod
-    def of(cls, space: Space, trials: Sequence[Tried], smaller: Sequence[Explored], worst_loss: float) -> _Seen:
-        shape = (len(space.cells), len(space.learning_rates))
+    def of(cls, budgets: Sequence[Outcomes]) -> _Seen:
+        """Of the last of these budgets, the cheapest of which comes first."""
+        *smaller, present = budgets
+        space, rates = present.space, np.asarray(present.space.learning_rates)
+        shape = (len(space.cells), len(rates))
         seen = cls(*(np.zeros(shape, dtype=bool) for _ in range(4)))
         lowest = np.full(shape, np.inf)
-        cells = {variant: k for k, variant in enumerate(space.variants)}
-        places = {rate: k for k, rate in enumerate(space.learning_rates)}
-        for trial in trials:
-            cell, place = cells.get(trial.variant), places.get(trial.learning_rate)
-            if place is None:
-                place = space.place(trial.learning_rate)
-            if cell is None or place is None:
-                continue
-            how = ended(trial, worst_loss)
-            seen.tried[cell, place] = True
-            seen.finished[cell, place] |= how == "finished"
-            if how == "finished":
-                lowest[cell, place] = min(lowest[cell, place], trial.heldout_loss)
-            seen.running[cell, place] |= how is None
-            if how == "diverged":
-                seen.barred[cell, place:] = True
+        places = {rate: space.place(rate) for rate in np.unique(present.rate).tolist()}
+        on_grid = np.array([places[rate] is not None for rate in present.rate.tolist()], dtype=bool)
+        place = np.array([places[rate] or 0 for rate in present.rate.tolist()], dtype=np.intp)
+        for mask, which in (
+            (seen.tried, on_grid),
+            (seen.finished, on_grid & present.finished),
+            (seen.running, on_grid & present.running),
+        ):
+            mask[present.cell[which], place[which]] = True
+        known = on_grid & present.finished
+        np.minimum.at(lowest, (present.cell[known], place[known]), present.loss[known])
+        diverged = on_grid & present.diverged
+        for cell, first in zip(present.cell[diverged], place[diverged], strict=True):
+            seen.barred[cell, first:] = True
         seen.running[seen.finished] = False
-        rates = np.asarray(space.learning_rates)
-        for variant, edge in _edges(smaller, worst_loss).items():
-            if (cell := cells.get(variant)) is not None:
-                first = int((rates < edge * (1 - 1e-9)).sum())
+        edges = _edges(smaller)
+        for cell, variant in enumerate(space.variants):
+            if variant in edges:
+                first = int((rates < edges[variant] * (1 - 1e-9)).sum())
                 while first in (0, lowest[cell].argmin() + 1) and (first == 0 or seen.finished[cell, first - 1]):
                     first += 1
                 seen.barred[cell, first:] |= not seen.finished[cell, first:].any()
         return seen
 
 
-def _edges(smaller: Sequence[Explored], worst_loss: float) -> dict[str, float]:
+def _edges(smaller: Sequence[Outcomes]) -> dict[str, float]:
     """The lowest rate at which each variant diverged; not where it finished at that rate, or above, in the same budget
     or a larger one.
     """
     edges: dict[str, float] = {}
-    for explored in smaller:
-        highest: dict[str, float] = {}
-        for trial in explored.trials:
-            how = ended(trial, worst_loss)
-            if how == "diverged":
-                edges[trial.variant] = min(trial.learning_rate, edges.get(trial.variant, math.inf))
-            elif how == "finished":
-                highest[trial.variant] = max(trial.learning_rate, highest.get(trial.variant, 0.0))
-        edges = {variant: edge for variant, edge in edges.items() if highest.get(variant, 0.0) < edge}
-    return edges
+    for outcomes in smaller:
+        for cell, variant in enumerate(outcomes.space.variants):
+            here = outcomes.cell == cell
+            edge = outcomes.rate[here & outcomes.diverged].min(initial=edges.get(variant, math.inf))
+            highest = outcomes.rate[here & outcomes.finished].max(initial=0.0)
+            edges[variant] = edge if highest < edge else math.inf
+    return {variant: edge for variant, edge in edges.items() if math.isfinite(edge)}
