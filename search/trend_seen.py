@@ -21,7 +21,7 @@ _CODES: Final = {"finished": 0, "diverged": 1, "failed": 2, None: 3}
 class Outcomes:
     """A budget's trials, but for those of variants that it does not have; arrays of shape (trials,).
 
-    One that finished without a loss, or far above that of a uniform guess, counts as diverged (see `search.space.ended`).
+    One that finished without a loss, or far above that of a uniform guess, has diverged (see `search.space.ended`).
 
     Attributes:
         space: the budget's cells and grid.

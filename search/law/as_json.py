@@ -10,7 +10,8 @@ not allow `{"refused": "why"}`, what is not known null.
     plain                       L = A C^-alpha: {exponent, coefficient (at one FLOP), reference_flops, at_reference,
                                 residual_log_sd, residuals}
     saturating                  L = E + A C^-alpha: the same and irreducible
-    straightness                {p_value, statistic, chosen, saturating_weight, text}
+    straightness                {p_value, statistic, chosen, text}
+    compared                    cells that the next three compare: {cells, left_out, corrected, text}
     surface                     L = E + A N^-alpha + B D^-beta: {irreducible, size_coefficient, size_exponent,
                                 examples_coefficient, examples_exponent, flops_per_parameter_example (k in C = k N D;
                                 _low, _high), residual_log_sd, cells}
@@ -22,8 +23,9 @@ not allow `{"refused": "why"}`, what is not known null.
                                 optimum, bound}]
     learning_rate_trend         {size, size_exponent, duration, duration_exponent, at_reference, reference_size,
                                 reference_duration, cells, residual_log_sd}
-    held_out                    {form, rows: [{label, flops, loss, predicted, error, inside}]}, or null
-    forecasts                   [{flops, loss (interval of the best run), law (interval of the law), form, beyond}]
+    held_out                    {rows: [{label, flops, loss, predicted, error, inside}]}, or null
+    forecasts                   [{flops, loss (interval of the best run), law (interval of the law), beyond}], averaged
+                                over forms
     next_budgets                of a study: see `search.law.forecast.BudgetForecast`
 """
 
@@ -84,6 +86,12 @@ def law_as_json(
         "plain": law.plain,
         "saturating": law.saturating,
         "straightness": law.straightness,
+        "compared": {
+            "cells": len(law.tuning.cells),
+            "left_out": len(law.tuning.left_out),
+            "corrected": law.tuning.corrected,
+            "text": law.tuning.text,
+        },
         "surface": _surface(law.surface),
         "compute_optimal": optimal,
         "iso_compute": law.iso_compute,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from search.law.optimum import Allocation, IsoCompute, Scatter, closed_form, iso
 from search.law.power import Curve, PowerLaw
 from search.law.runs import Run, RunTable
 from search.law.surface import Surface, fit_surface
+from search.law.valley import Tuning, tuned_cells
 
 FEWEST_BOOTSTRAPS: Final = 100
 _INTERVALS_KNOWN_WITH: Final = 2
-_ONLY_THE_FIT: Final = 2  # resamples of what no interval is told of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class HeldOut:
     """The largest budgets predicted from the others, smallest first."""
 
     rows: tuple[HeldOutRow, ...]
-    form: str
 
     @property
     def worst_error(self) -> float:
@@ -58,6 +57,7 @@ class Law:
         runs, left_out: the runs, and how many more had no loss.
         budgets, grouped: the runs by budget, rising in FLOPs, and how they were told apart.
         cells: a model and so many examples each, at its best learning rate.
+        tuning: the cells that the surface and the iso-compute curves compare, and those that they leave out.
         noise: between seeds; None where none is repeated.
         plain, saturating, straightness: loss in compute, and the test between the forms.
         surface, allocation: L(N, D), and the compute-optimal size and examples that follow.
@@ -73,6 +73,7 @@ class Law:
     budgets: tuple[BudgetRuns, ...]
     grouped: str
     cells: tuple[Cell, ...]
+    tuning: Tuning
     noise: Noise | None
     plain: PowerLaw | Refused
     saturating: PowerLaw | Refused
@@ -90,7 +91,7 @@ class Law:
 
     @property
     def chosen(self) -> PowerLaw | Refused:
-        """The form of the law that values are of."""
+        """The form that the law is told in; forecasts are averaged over forms."""
         return self.forms if isinstance(self.forms, Refused) else self.forms.chosen
 
     def forecast(self, flops: float) -> LossForecast | Refused:
@@ -98,7 +99,7 @@ class Law:
         return self.forms if isinstance(self.forms, Refused) else self.forms.forecast(flops)
 
     def curve(self, flops: Sequence[float]) -> Curve | Refused:
-        """The chosen form along FLOPs, with intervals that own up to not knowing the form."""
+        """The law along FLOPs as forecasts have it, averaged over forms."""
         return self.forms if isinstance(self.forms, Refused) else self.forms.curve(flops)
 
 
@@ -129,17 +130,22 @@ def fit_law(
     if seed < 0:
         raise LawError(f"seed: {seed} given; allowed: 0 or more")
     budgets, grouped = budgets_of(table.runs)
-    cells = cells_of(budgets)
+    cells = cells_of(budgets, table.diverged)
+    tuning = tuned_cells(cells)
     noise = noise_of(cells)
     rngs = [np.random.default_rng((seed, part)) for part in range(6)]
-    surface = fit_surface(cells, noise, bootstraps=bootstraps, confidence=confidence, rng=rngs[1])
-    of_trials = _noise_of_trials(noise, surface)
-    plain, saturating, straight = fit_forms(
-        budgets, of_trials, bootstraps=bootstraps, confidence=confidence, rng=rngs[0]
+    surface = _told(fit_surface(tuning.cells, noise, bootstraps=bootstraps, confidence=confidence, rng=rngs[1]), tuning)
+    plain, saturating, straight, forms = fit_forms(
+        budgets, noise, bootstraps=bootstraps, confidence=confidence, rng=rngs[0]
     )
     scatter = _scatter(noise, surface, plain)
     exponent = None if isinstance(plain, Refused) else plain.exponent.value
-    iso = iso_compute(budgets, cells, exponent, scatter, bootstraps=bootstraps, confidence=confidence, rng=rngs[2])
+    iso = _told(
+        iso_compute(
+            budgets, tuning.cells, exponent, scatter, bootstraps=bootstraps, confidence=confidence, rng=rngs[2]
+        ),
+        tuning,
+    )
     optima = [rate_optimum(cell, scatter, bootstraps=bootstraps, confidence=confidence, rng=rngs[3]) for cell in cells]
     rates = tuple(optimum for optimum in optima if optimum is not None)
     return Law(
@@ -149,6 +155,7 @@ def fit_law(
         budgets=budgets,
         grouped=grouped,
         cells=cells,
+        tuning=tuning,
         noise=noise,
         plain=plain,
         saturating=saturating,
@@ -159,40 +166,21 @@ def fit_law(
         else closed_form(surface, [budget.flops for budget in budgets], confidence),
         iso_compute=iso,
         learning_rates=rates,
-        rate_trend=rate_trend(rates, bootstraps=bootstraps, confidence=confidence, rng=rngs[4]),
+        rate_trend=rate_trend(rates, cells, bootstraps=bootstraps, confidence=confidence, rng=rngs[4]),
         held_out=_held_out(budgets, leave_out, bootstraps, confidence, rngs[5]) if leave_out else None,
         bootstraps=bootstraps,
         seed=seed,
         confidence=confidence,
-        forms=_forms(plain, saturating, straight, budgets, confidence),
+        forms=forms,
     )
 
 
-def _forms(
-    plain: PowerLaw | Refused,
-    saturating: PowerLaw | Refused,
-    straight: Straightness | Refused,
-    budgets: Sequence[BudgetRuns],
-    confidence: float,
-) -> Forms | Refused:
-    if isinstance(plain, Refused):
-        return plain
-    return Forms(
-        plain,
-        None if isinstance(saturating, Refused) else saturating,
-        None if isinstance(straight, Refused) else straight,
-        max(budget.flops for budget in budgets),
-        confidence,
-    )
+_Part = TypeVar("_Part")
 
 
-def _noise_of_trials(noise: Noise | None, surface: Surface | Refused) -> Noise | None:
-    """How noisy single losses are: by repeated seeds, or else by what L(N, D) leaves of all cells. Of a handful of
-    budgets, the residuals of the power law alone may come out tiny by chance, and its intervals with them.
-    """
-    if noise is None and isinstance(surface, Surface) and (degrees := len(surface.residuals) - 5) > 1:
-        return Noise(surface.residual_log_sd, degrees)
-    return noise
+def _told(found: _Part | Refused, tuning: Tuning) -> _Part | Refused:
+    """A part; if it was refused, with what was left out before."""
+    return Refused(f"{found.reason}; {tuning.text}") if isinstance(found, Refused) and tuning.left_out else found
 
 
 def _scatter(noise: Noise | None, surface: Surface | Refused, plain: PowerLaw | Refused) -> Scatter | None:
@@ -211,12 +199,10 @@ def _held_out(
 ) -> HeldOut | Refused:
     """Predict the `count` largest budgets from the others, of which nothing later is known."""
     kept, left = budgets[: max(0, len(budgets) - count)], budgets[max(0, len(budgets) - count) :]
-    cells = cells_of(kept)
-    noise = noise_of(cells)
-    surface = fit_surface(cells, noise, bootstraps=_ONLY_THE_FIT, confidence=confidence, rng=rng)
-    noise = _noise_of_trials(noise, surface)
-    fitted = fit_forms(kept, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
-    forms = _forms(*fitted, kept, confidence) if kept else Refused("no budget is left")
+    forms: Forms | Refused = Refused("no budget is left")
+    if kept:
+        noise = noise_of(cells_of(kept))
+        *_, forms = fit_forms(kept, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
     if isinstance(forms, Refused):
         return Refused(f"without the {count} largest of {len(budgets)} budgets: {forms.reason}")
     rows = []
@@ -232,4 +218,4 @@ def _held_out(
                 predicted.low <= budget.loss <= predicted.high,
             )
         )
-    return HeldOut(tuple(rows), forms.chosen.form)
+    return HeldOut(tuple(rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from search.budgets import Budget, Cell, open_budgets
 from search.law.fit import Law
@@ -17,6 +17,20 @@ from search.results import measured_rates, time_split
 from search.state import StudyState
 from search.study import Study, StudyError
 from search.units import Quantity, same_amount
+
+
+class _Cell(Protocol):
+    """What a recommendation looks at in a cell."""
+
+    @property
+    def variant(self) -> str: ...
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def parameters(self) -> int: ...
+
+
+_Sized = TypeVar("_Sized", bound=_Cell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +171,10 @@ def forecast_budget(
         None, None, None, None, trials, (),
     )  # fmt: skip
     if not isinstance(loss, Refused) and isinstance(law.straightness, Refused):
-        notes.append(f"the interval of the loss takes a straight line for granted ({law.straightness.reason})")
+        notes.append(f"whether the loss bends towards a floor cannot be told ({law.straightness.reason})")
     if not cells:
         return replace(forecast, notes=tuple(notes))
-    cell = _recommended(law, row, cells, notes)
+    cell = recommended(law, row, cells, train_examples, notes)
     trend, snapped = _learning_rate(law, study, cell, train_examples, notes)
     if row is not None:
         notes += _outside(law, row, study)
@@ -223,7 +237,25 @@ def _best_split(law: Law, flops: float) -> AllocationRow | None:
     return None
 
 
-def _recommended(law: Law, row: AllocationRow | None, cells: Sequence[Cell], notes: list[str]) -> Cell:
+def recommended(
+    law: Law, row: AllocationRow | None, cells: Sequence[_Sized], train_examples: float, notes: list[str]
+) -> _Sized:
+    """The cell to train: of the lowest loss by L(N, D), each variant as much above or below it as it was so far (drawn
+    to it as if one more cell lay on it, for a few residuals tell little); without L(N, D) the one nearest to the best
+    size; and if that is not known, to the best of the largest budget, which is added to the notes.
+    """
+    surface = law.surface
+    if isinstance(surface, Surface):
+        off: dict[str | None, list[float]] = {}
+        for known, residual in zip(surface.cells, surface.residuals, strict=True):
+            off.setdefault(known.variant, []).append(residual)
+
+        def expected(cell: _Sized) -> float:
+            own = off.get(cell.variant, [])
+            by_law = math.log(surface.loss(cell.parameters, cell.epochs * train_examples))
+            return by_law + sum(own) / (len(own) + 1)
+
+        return min(cells, key=expected)
     if row is not None:
         best = math.log(row.parameters.value)
         return min(cells, key=lambda cell: abs(math.log(cell.parameters) - best))

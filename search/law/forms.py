@@ -164,9 +164,7 @@ class Forms:
         """The law along FLOPs, value and intervals as `forecast` has them."""
         grid = np.asarray(flops, dtype=np.float64)
         values = [self.averaged.loss(each) for each in grid.tolist()]
-        return curve_of(
-            grid, values, self.averaged.loss_draws(grid), self.averaged.deviation_draws(), self.confidence
-        )
+        return curve_of(grid, values, self.averaged.loss_draws(grid), self.averaged.deviation_draws(), self.confidence)
 
 
 def _normal(count: int) -> FloatArray:

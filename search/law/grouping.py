@@ -195,7 +195,9 @@ def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tup
                     best.loss,
                     best.seeds,
                     tuple(settings),
-                    tuple(sorted({float(each.learning_rate or 0) for each in lost[_cell_key(run)] if _same(each, run)})),
+                    tuple(
+                        sorted({float(each.learning_rate or 0) for each in lost[_cell_key(run)] if _same(each, run)})
+                    ),
                 )
             )
     return tuple(cells)

@@ -18,9 +18,8 @@ from search.law.grouping import Cell
 from search.law.line import Line, fit_line
 from search.law.numbers import Estimate, FloatArray, Refused, drawn_sd, estimate
 from search.law.optimum import Scatter
+from search.law.valley import Duration, Size, Valley, fit_valley
 
-Size = Literal["flops_per_example", "parameters"]
-Duration = Literal["epochs", "examples"]
 _VARIES: Final = 1.5
 _HIGHEST: Final = 0.5  # ln of loss over the cell's best, beyond which a run nearly diverged and bends no parabola
 
@@ -54,7 +53,8 @@ class RateTrend:
     """lr* = at_reference (size / reference_size)^-size_exponent (duration / reference_duration)^-duration_exponent.
 
     An exponent is None where its quantity does not vary among the cells, and `size` or `duration` with it. `cells` is
-    how many cells the trend is from; those with the best rate at an edge are left out.
+    how many cells the trend is from. `residual_log_sd` is of the best rates around it; NaN where the
+    trend is that of the valley of all cells.
     """
 
     size: Size | None
@@ -132,12 +132,21 @@ def _vertices(rates: FloatArray, losses: FloatArray) -> FloatArray:
 
 
 def rate_trend(
-    optima: Sequence[RateOptimum], *, bootstraps: int, confidence: float, rng: np.random.Generator
+    optima: Sequence[RateOptimum],
+    cells: Sequence[Cell] = (),
+    *,
+    bootstraps: int,
+    confidence: float,
+    rng: np.random.Generator,
 ) -> RateTrend | Refused:
-    """The trend of the best learning rates of cells that have one between two others."""
+    """The trend of the best learning rates: of cells that have one between two others; where these are not most of the
+    cells, by the valley of all of them (`search.law.valley`).
+    """
     inside = [(each, each.optimum) for each in optima if each.optimum is not None]
     if not optima:
         return Refused("the runs have no learning rates")
+    if len(inside) <= len(optima) / 2 and (valley := fit_valley(cells, bootstraps, rng)) is not None:
+        return _of_valley(valley, confidence)
     if len(inside) < 3:
         return Refused(
             f"{len(inside)} of {len(optima)} cells have their best learning rate between two others; the trend needs "
@@ -172,6 +181,24 @@ def rate_trend(
         reference_duration=float(references[-1]) if duration else math.nan,
         cells=len(inside),
         residual_log_sd=line.deviation,
+        line=line,
+        confidence=confidence,
+    )
+
+
+def _of_valley(valley: Valley, confidence: float) -> RateTrend:
+    line = valley.line
+    references = np.exp(line.centre)
+    return RateTrend(
+        size=valley.size,
+        size_exponent=line.slope(0, confidence, sign=-1) if valley.size else None,
+        duration=valley.duration,
+        duration_exponent=line.slope(len(references) - 1, confidence, sign=-1) if valley.duration else None,
+        at_reference=line.exp_at(line.centre, confidence),
+        reference_size=float(references[0]) if valley.size else math.nan,
+        reference_duration=float(references[-1]) if valley.duration else math.nan,
+        cells=valley.cells,
+        residual_log_sd=math.nan,
         line=line,
         confidence=confidence,
     )

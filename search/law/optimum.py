@@ -115,9 +115,10 @@ class IsoCompute:
 
 def closed_form(surface: Surface, flops: Sequence[float], confidence: float) -> Allocation | Refused:
     """The compute-optimal split by L(N, D)."""
-    for value, name in ((surface.place[1], "size"), (surface.place[2], "examples")):
-        if value <= 0:
-            return Refused(f"the loss does not depend on {name} in these runs, so that no best split follows")
+    if surface.place[1] <= 0:
+        return Refused("larger models do not lower the loss in these runs, so that none is too small; try smaller ones")
+    if surface.place[2] <= 0:
+        return Refused("more examples do not lower the loss in these runs, so that no best split follows")
     alpha, beta = surface.draws[:, 3], surface.draws[:, 4]
     at = float(surface.place[4] / (surface.place[3] + surface.place[4]))
     return Allocation(

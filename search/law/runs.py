@@ -82,7 +82,7 @@ def runs_of_state(state: StudyState, source: str = "study") -> RunTable:
     train_examples = float(state.opened["train_examples"]) if state.opened else math.nan
     worst_loss = math.log(int(state.opened["classes"])) if state.opened else math.inf
     how = [(trial, ended(trial, worst_loss)) for trial in state.trials.values()]
-    finished = [trial for trial, end in how if end == "finished" and 0 < trial.heldout_loss]
+    finished = [trial for trial, end in how if end == "finished" and trial.heldout_loss > 0]
     return RunTable(
         source,
         tuple(_run_of(trial, train_examples, trial.heldout_loss) for trial in finished),
