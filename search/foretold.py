@@ -26,7 +26,7 @@ class Score:
 
     Attributes:
         predicted, low, high: the loss that was foretold, and the interval of that one run.
-        actual: the loss of the budget's best trial.
+        actual: the loss of the budget's best point, the mean over its seeds.
         variant, learning_rate: what was recommended.
         best_variant, best_learning_rate: what turned out best.
     """
@@ -58,7 +58,7 @@ def score_of(budget: BudgetState) -> Score | None:
         return None
     loss = said["loss"]
     return Score(
-        loss["value"], loss["low"], loss["high"], best.heldout_loss, said["variant"], said["learning_rate"],
+        loss["value"], loss["low"], loss["high"], budget.best_loss, said["variant"], said["learning_rate"],
         best.variant, best.learning_rate,
     )  # fmt: skip
 

@@ -73,17 +73,24 @@ class BudgetState:
 
     @property
     def best(self) -> TrialState | None:
-        """The finished trial with the lowest held-out loss, or None. Of points that were run with several seeds the one
-        with the lowest mean is the best, and of its trials that with the lowest loss.
+        """The best finished trial, or None. Of points that were run with several seeds the one with the lowest mean
+        loss is the best, and of its trials that with the lowest loss.
         """
+        return min(self._best_point, key=lambda trial: trial.heldout_loss, default=None)
+
+    @property
+    def best_loss(self) -> float:
+        """Held-out loss of the best point, the mean over its seeds; NaN where nothing has finished."""
+        return fmean(trial.heldout_loss for trial in self._best_point) if self._best_point else math.nan
+
+    @property
+    def _best_point(self) -> list[TrialState]:
+        """The finished trials of the variant and learning rate whose mean loss is the lowest."""
         points: dict[tuple[str, float], list[TrialState]] = {}
         for trial in self.trials:
             if trial.outcome == "finished":
                 points.setdefault((trial.variant, trial.learning_rate), []).append(trial)
-        if not points:
-            return None
-        best = min(points.values(), key=lambda trials: fmean(trial.heldout_loss for trial in trials))
-        return min(best, key=lambda trial: trial.heldout_loss)
+        return min(points.values(), key=lambda trials: fmean(trial.heldout_loss for trial in trials), default=[])
 
     @property
     def sizes(self) -> tuple[CellSize, ...]:

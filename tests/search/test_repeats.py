@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,10 @@ def test_the_best_of_a_budget_is_the_best_on_average() -> None:
     ]
     assert budget.best is not None
     assert (budget.best.learning_rate, budget.best.heldout_loss) == (0.2, 0.95)
+
+
+def test_the_loss_of_the_best_is_the_mean_over_its_seeds() -> None:
+    budget = BudgetState("b", 1.0, 3, [], frozenset({"F0"}))
+    assert math.isnan(budget.best_loss)
+    budget.trials += [trial("F0", 0.1, 0.9), trial("F0", 0.1, 1.1, 1), trial("F0", 0.2, 1.2)]
+    assert budget.best_loss == 1.0
