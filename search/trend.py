@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from search.space import CellSize, Explored, Space, Tried
+from search.space import Explored, Space, Tried
 from search.trend_seen import Outcomes, Places
 from search.trend_worlds import FALL, LEVEL_TERMS, SLOPE_TERMS, TERMS, Array, Worlds
 
@@ -137,21 +137,16 @@ class _Cells:
         budget = np.repeat(np.arange(len(spaces)), [len(space.cells) for space in spaces])
         size = np.log2([cell.flops_per_image for cell in sizes])
         epochs = np.log2([cell.epochs for cell in sizes])
-        compute = np.array([_compute(space.cells) for space in spaces])
-        c, e = (compute - compute[-1])[budget], epochs - epochs.min()
-        n = size - size[budget == budget[-1]].mean()
-        now, one = (budget == budget[-1]).astype(float), np.ones(len(sizes))
+        present_cells, one = budget == budget[-1], np.ones(len(sizes))
+        compute = size + epochs  # of a cell, not of its budget: whole steps, or a grid of epochs, do not meet that
+        c, n = (each - each[present_cells].mean() for each in (compute, size))
+        e, now = epochs - epochs.min(), present_cells.astype(float)
         design = np.zeros((len(sizes), 3, TERMS + len(variants)))
         design[:, 0, :LEVEL_TERMS] = np.stack([one, c, c * c, n, (n - c / 2) ** 2, n * c, now], axis=-1)
         design[:, 1, LEVEL_TERMS : LEVEL_TERMS + SLOPE_TERMS] = np.stack([one, n, e, now], axis=-1)
         design[:, 2, LEVEL_TERMS + SLOPE_TERMS : TERMS] = np.stack([one, c], axis=-1)
         design[:, 0, TERMS:] = [[cell.variant == variant for variant in variants] for cell in sizes]
         return cls(prior_centre(present, batch_size) - FALL * (size - size.min()) - FALL * e, design, budget)
-
-
-def _compute(cells: Sequence[CellSize]) -> float:
-    """log2 of a budget, in FLOPs over the images of an epoch: the mean of its cells, for whole steps do not meet it."""
-    return float(np.mean(np.log2([cell.flops_per_image * cell.epochs for cell in cells])))
 
 
 @dataclass(frozen=True, slots=True)

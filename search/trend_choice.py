@@ -84,37 +84,38 @@ def choose(
     waits = bool(seen.running.any())
     if seen.tried.all():
         return Choice(None, 0.0, 0.0, waits)
-    free = ~seen.tried & ~seen.barred
-    nothing_else = not free.any()
-    if nothing_else:
-        free = ~seen.tried
     random = np.random.default_rng([seed, len(trials)])
     belief = belief_of(budgets, batch_size=batch_size, draws=_DRAWS, random=random)
     loss, best_rates = belief.log_loss(space.learning_rates), belief.best_rates()
+    free = ~seen.tried & ~seen.barred
+    offered = free.copy()
     left = np.zeros(free.shape)
     better = off = 0.0
     for allowed in _groups(space, costs):
         within = np.broadcast_to(allowed[:, None], free.shape)
-        regret = np.minimum(loss - loss[:, (free | seen.finished) & within].min(axis=1)[:, None, None], _WORST)
-        running = seen.running & within
+        here, finished, running = free & within, seen.finished & within, seen.running & within
+        if not here.any() and not finished.any():  # nothing but what is barred is left, and nothing has been found
+            here = ~seen.tried & within
+            offered |= here
+        if not here.any():
+            continue
+        least = loss[:, here | finished | running].min(axis=1)
+        regret = np.minimum(loss - least[:, None, None], _WORST)
         taken = np.minimum(regret[:, running].min(axis=1, initial=np.inf), _WORST)
-        known = seen.finished & within
-        if not known.any():  # what runs will tell
-            known = running
+        known = finished if finished.any() else running  # if nothing has ended: what runs will tell
         if known.any():
             best = np.where(known, loss.mean(axis=0), np.inf).argmin()
             cell, place = divmod(int(best), len(space.learning_rates))
             taken = np.minimum(taken, regret[:, cell, place])
             held = np.minimum(loss[:, cell, place], loss[:, running].min(axis=1, initial=np.inf))
-            least = loss[:, free & within].min(axis=1, initial=np.inf)
-            better = max(better, float((held - least > TOLERANCE).mean()))
+            better = max(better, float((held - loss[:, here].min(axis=1) > TOLERANCE).mean()))
             off = max(off, _chance_off(space, best_rates[:, cell], place, running[cell], seen.barred[cell]))
         else:
             better = off = 1.0
-        left += np.where(within, np.minimum(taken[:, None, None], regret), taken[:, None, None]).mean(axis=0)
-    if nothing_else and seen.finished.any():
-        better = off = 0.0
-    cell, place = divmod(int(np.where(free, left, np.inf).argmin()), len(space.learning_rates))
+        left += np.where(here, np.minimum(taken[:, None, None], regret), taken[:, None, None]).mean(axis=0)
+    if not offered.any():
+        offered = ~seen.tried
+    cell, place = divmod(int(np.where(offered, left, np.inf).argmin()), len(space.learning_rates))
     return Choice(Point(space.cells[cell].variant, space.learning_rates[place]), better, off, waits)
 
 
