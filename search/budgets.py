@@ -64,6 +64,7 @@ class Budget:
         seeds: with how many seeds its best points are to be run.
         doubt: the chance of being wrong at which its sampler may end it before; 0: not before its trials.
         second_objective: what is kept low beside the loss, see `search.second_objective`.
+        learning_rates: the grid, rising.
     """
 
     label: str
@@ -74,6 +75,7 @@ class Budget:
     seeds: int = 1
     doubt: float = 0.0
     second_objective: SecondObjective | None = None
+    learning_rates: tuple[float, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -130,7 +132,9 @@ def open_budgets(
         doubt = study.search.doubt if study.search.sampler == "trend" else 0.0
         trials = _trials(study, len(cells))
         asked = study.search
-        budget = Budget(quantity.label, flops, index, tuple(cells), trials, asked.seeds, doubt, asked.second_objective)
+        budget = Budget(quantity.label, flops, index, tuple(cells), trials, asked.seeds, doubt, asked.second_objective,
+            study.learning_rates,
+        )  # fmt: skip
         warnings += _budget_warnings(study, budget, budgets)
         budgets.append(budget)
     if problems:
@@ -207,6 +211,8 @@ def _study_warnings(study: Study, train_examples: int, core_hours: Mapping[str, 
         for device, rate in core_hours.items()
         if any(quantity.device == device for quantity in study.budgets)
     ]
+    if study.search.sampler != "trend" and "doubt" in study.search.model_fields_set:
+        warnings.append(f"search.doubt is of sampler trend; {study.search.sampler} runs all of its trials")
     if study.training.batch_size > train_examples:
         warnings.append(
             f"training.batch_size {study.training.batch_size} is larger than the {train_examples} training examples: "

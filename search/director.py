@@ -193,6 +193,7 @@ class Director:
             seeds=budget.seeds,
             doubt=budget.doubt,
             second_objective=budget.second_objective,
+            learning_rates=budget.learning_rates,
             cells=cells,
         )
         if expected is not None:

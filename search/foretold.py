@@ -1,7 +1,7 @@
 """What a search says of a budget before it spends it, and how that turned out.
 
-The forecast is made from the trials that have ended by then, written into the ledger before the budget's first trial,
-and held against the budget's best trial once it is closed.
+The forecast is made from the budgets that are closed by then, written into the ledger before the budget's first trial,
+and held against the budget's best point once it is closed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def foreteller(
 ) -> Callable[[StudyState, Budget], dict[str, Any] | None]:
     """What a director asks of each budget before its first trial: `search.law.forecast.BudgetForecast` as JSON values.
 
-    The answer is None while no trial has finished. A forecast that fails is logged: it must not end a search.
+    The answer is None before a budget is closed with a finished trial. A forecast that fails must not end a search: it
+    is logged, and the answer says so in the place of a loss.
 
     Args:
         study: the study.
@@ -77,18 +78,24 @@ def foreteller(
     """
 
     def foretell(state: StudyState, budget: Budget) -> dict[str, Any] | None:
-        if not any(trial.outcome == "finished" for trial in state.trials.values()):
+        closed = StudyState(
+            state.opened,
+            {label: budget for label, budget in state.budgets.items() if budget.closed},
+            {name: trial for name, trial in state.trials.items() if state.budgets[trial.budget].closed},
+        )
+        if all(known.best is None for known in closed.budgets.values()):
             return None
         try:
             from search.law import fit_law, runs_of_state  # imports scipy
             from search.law.forecast import forecast_budget, speed_of_state
 
-            law = fit_law(runs_of_state(state), bootstraps=BOOTSTRAPS)
+            law = fit_law(runs_of_state(closed), bootstraps=BOOTSTRAPS)
             speed = speed_of_state(study, state, cores_per_slice)
             expected = forecast_budget(law, study, budget, train_examples=train_examples, classes=classes, speed=speed)
-        except Exception:
+        except Exception as error:
             log.exception("no forecast of budget %s", budget.label)
-            return None
+            reason = f"the forecast failed: {type(error).__name__}; see logs/search.log"
+            return {"loss": {"refused": reason}, "variant": None, "epochs": None, "learning_rate": None}
         return expected.as_json()
 
     return foretell

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.budgets import Budget
 from search.formats import duration, number
 from search.ledger import Record
 from search.results import ordered_budgets
@@ -35,13 +36,14 @@ class PlannedBudget:
     """A budget of the study file that the ledger may not know yet, or with other trials or variants.
 
     `flops` are training FLOPs a trial. `variants` are those that the study now has for it; None if it is not said, then
-    those that the ledger knows.
+    those that the ledger knows. `budget` is all of it, where that is known.
     """
 
     label: str
     flops: float
     trials: int
     variants: frozenset[str] | None = None
+    budget: Budget | None = None
 
 
 @dataclass(slots=True)
@@ -265,7 +267,8 @@ class ProgressView:
         if planned is None:  # taken out of the study: nothing more is done for it
             return replace(budget, closed=True)
         variants = budget.variants if planned.variants is None else planned.variants
-        closed = budget.closed and budget.opened_with(planned.trials, variants)
+        as_now = budget.opened_with(planned.trials, variants)
+        closed = budget.closed and as_now and (planned.budget is None or budget.opened_as(planned.budget))
         return replace(budget, trials_planned=planned.trials, variants=variants, closed=closed)
 
     def _total_work(self) -> float:

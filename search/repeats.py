@@ -45,6 +45,7 @@ def next_repeat(space: Space, trials: Sequence[Trial], seeds: Sequence[int]) -> 
 
 
 def mean_loss(trials: Iterable[Trial]) -> float | None:
-    """Mean held-out loss of the finished ones, or None."""
-    losses = [trial.heldout_loss for trial in trials if trial.outcome == "finished"]
-    return fmean(losses) if losses else None
+    """Mean held-out loss of a point's finished trials; None without one, or where one diverged."""
+    of_point = list(trials)
+    losses = [trial.heldout_loss for trial in of_point if trial.outcome == "finished"]
+    return fmean(losses) if losses and all(trial.outcome != "diverged" for trial in of_point) else None

@@ -52,6 +52,7 @@ class TrialRow:
     variant: str
     epochs: float
     learning_rate: float
+    seed: int
     heldout_loss: float
     heldout_accuracy: float
     ema_heldout_loss: float
@@ -120,6 +121,7 @@ def _row(trial: TrialState) -> TrialRow:
         variant=trial.variant,
         epochs=trial.epochs,
         learning_rate=trial.learning_rate,
+        seed=trial.seed,
         heldout_loss=trial.heldout_loss,
         heldout_accuracy=_float(result.get("heldout_accuracy")) if finished else math.nan,
         ema_heldout_loss=_float(result.get("ema_heldout_loss")) if finished else math.nan,
@@ -238,9 +240,9 @@ def _budget_table(budget: BudgetState, console: Console) -> Table:
     rows = []
     for row in sorted(map(_row, budget.trials), key=_rank):
         strong = best is not None and row.trial_id == best.trial_id
-        rows.append(
-            ({"variant": ("* " if strong else "  ") + row.variant, **_cells(row), "outcome": row.outcome}, strong)
-        )
+        name = ("* " if strong else "  ") + row.variant
+        seed = {"seed": str(row.seed)} if budget.seeds > 1 else {}
+        rows.append(({"variant": name, **seed, **_cells(row), "outcome": row.outcome}, strong))
     ended = sum(trial.outcome is not None for trial in budget.trials_counted)
     counts = f"{ended} of {budget.trials_total} trials"
     return _table(f"Budget {budget.label}: {counts}", rows, frozenset({"variant", "outcome"}), console)
@@ -253,9 +255,11 @@ def _summary_table(state: StudyState, console: Console) -> Table:
         spent = sum(other for trial in trials if not math.isnan(other := _row(trial).core_hours_total))
         cells = _cells(row)
         cells.pop("goodput")
+        cells["held-out\nloss"] = number(state.budgets[row.budget].best_loss)
         searched = number(spent, 2 if spent < 1 else 3)
         rows.append(({"budget": row.budget, "variant": row.variant, **cells, "core-hours\nof search": searched}, False))
-    title = "Best cell of each budget"
+    seeds = any(budget.seeds > 1 for budget in state.budgets.values())
+    title = f"Best cell of each budget{' (loss: the mean over its seeds)' if seeds else ''}"
     return _table(title, rows, frozenset({"budget", "variant"}), console)
 
 

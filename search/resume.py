@@ -62,7 +62,8 @@ def without_trials(study: Study, state: StudyState, budgets: Iterable[Budget]) -
     for budget in budgets:
         trials = state.budgets[budget.label].trials if budget.label in state.budgets else []
         space = space_of(study, budget)
-        tried = [trial.variant for trial in trials if space.holds(trial)]
+        points = {(trial.variant, space.place(trial.learning_rate)) for trial in trials if space.holds(trial)}
+        tried = [variant for variant, _ in points]
         new = [variant for variant in space.variants if variant not in tried]
         if new and len(tried) >= budget.trials:
             lines.append(

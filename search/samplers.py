@@ -1,10 +1,11 @@
 """Proposals within one budget: which variant, and which learning rate for it, to try next.
 
-A proposal is a pure function of (sampler, seed, the budget's trials so far). Each one builds an in-memory Optuna
-study from the ledger's trials and asks it once, with a seed that depends on how many there are: so a search that was
-interrupted goes on as if it had not been, never repeats a suggestion, and nothing but the ledger has to be kept.
+A proposal is a pure function of the sampler, its seed, and the trials so far (of this budget; `trend` looks at the
+smaller ones, too): so a search that was interrupted goes on as if it had not been, never repeats a suggestion, and
+nothing but the ledger has to be kept. `trend` is `search.trend_choice`. For Optuna's own samplers each proposal builds
+an in-memory Optuna study from the ledger's trials and asks it once, with a seed that depends on how many there are.
 
-The space is define-by-run: the variant first, then the learning rate given the variant (`lr_F1` on Optuna's pages), a
+Their space is define-by-run: the variant first, then the learning rate given the variant (`lr_F1` on Optuna's pages), a
 power of the grid's factor. The samplers model the two jointly: what one variant says about a rate is evidence, if
 weaker, for its neighbours. With a model for each variant, Optuna's TPE does no better than random search at 10 to 30
 trials, for then most variants have no good trial of their own to learn from.
@@ -53,7 +54,8 @@ def propose(
 
     `trials` are the budget's trials in the order of suggestion, running ones included. A diverged trial counts with
     the loss of a uniform guess, `worst_loss` (or the worst finished one, if that is higher): so samplers turn away
-    from its learning rate. Failed trials say nothing about their point, and trials outside the space nothing at all.
+    from its learning rate. Failed trials say nothing about their point, and trials of other variants nothing at all; of
+    those off the grid `trend` learns, the others do not.
     """
     if sampler == "trend":
         of_cells = None if costs is None else [costs[variant] for variant in space.variants]

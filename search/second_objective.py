@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
@@ -19,6 +20,7 @@ from search.sections import SecondObjective
 from search.state import BudgetState, StudyState, TrialState
 from search.tables import figures_table
 
+SAME_COST: Final = 0.02
 UNITS: Final[Mapping[SecondObjective, str]] = {
     "core_hours": "core-hours of training",
     "inference_flops": "FLOPs of inference per image",
@@ -31,7 +33,7 @@ def costs_of(objective: SecondObjective, state: StudyState, budget: BudgetState)
 
     Inference takes a third of the training FLOPs of an image (one forward pass of three passes' worth). Core-hours are
     the mean of what the variant's finished trials of this budget took in training steps; before there are any, what
-    they took for each FLOP in smaller budgets, or what all variants did; and without any at all, alike for all.
+    they took for each FLOP in other budgets, or what all variants did; and without any at all, alike for all.
     """
     cells = {cell["variant"]: cell for cell in budget.cells if cell["variant"] in budget.variants}
     match objective:
@@ -60,16 +62,52 @@ def _metered(trial: TrialState) -> float | None:
     return float(hours) if hours else None
 
 
-def pareto_front(trials: Iterable[TrialState], costs: Mapping[str, float]) -> list[TrialState]:
-    """The finished trials that no other beats: none that costs as little, or less, has a lower loss. Cheapest first."""
-    finished = [trial for trial in trials if trial.outcome == "finished" and trial.variant in costs]
-    front: list[TrialState] = []
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """A variant and learning rate, what it costs, and its held-out loss, the mean over `seeds`."""
+
+    variant: str
+    epochs: float
+    learning_rate: float
+    heldout_loss: float
+    cost: float
+    seeds: int
+
+
+def pareto_front(trials: Iterable[TrialState], costs: Mapping[str, float]) -> list[FrontPoint]:
+    """What no other beats of the finished trials, seeds averaged: none that costs as little, or less, has a lower loss.
+
+    Cheapest first. Costs within `SAME_COST` of each other count as equal: core-hours are measured.
+    """
+    alike: dict[tuple[str, float], list[TrialState]] = {}
+    for trial in trials:
+        if trial.outcome == "finished" and trial.variant in costs:
+            alike.setdefault((trial.variant, trial.learning_rate), []).append(trial)
+    points = [
+        FrontPoint(
+            variant, seeds[0].epochs, rate, fmean(trial.heldout_loss for trial in seeds), costs[variant], len(seeds)
+        )
+        for (variant, rate), seeds in alike.items()
+    ]
+    equal = _levels(point.cost for point in points)
+    front: list[FrontPoint] = []
     lowest = math.inf
-    for trial in sorted(finished, key=lambda trial: (costs[trial.variant], trial.heldout_loss)):
-        if trial.heldout_loss < lowest:
-            lowest = trial.heldout_loss
-            front.append(trial)
+    for point in sorted(points, key=lambda point: (equal[point.cost], point.heldout_loss)):
+        if point.heldout_loss < lowest:
+            lowest = point.heldout_loss
+            front.append(point)
     return front
+
+
+def _levels(costs: Iterable[float]) -> dict[float, float]:
+    """Of each cost the least one that counts as equal to it."""
+    levels: dict[float, float] = {}
+    level = -math.inf
+    for cost in sorted(set(costs)):
+        if cost > level * (1 + SAME_COST) or level == -math.inf:
+            level = cost
+        levels[cost] = level
+    return levels
 
 
 def render_fronts(state: StudyState, console: Console) -> None:
@@ -84,10 +122,10 @@ def render_fronts(state: StudyState, console: Console) -> None:
         title = f"Budget {budget.label}: Pareto front of held-out loss and {UNITS[objective]}"
         console.print(title, style="bold", highlight=False, soft_wrap=True)
         table = figures_table(None, ("variant",), ("epochs", "learning rate", "held-out loss", UNITS[objective]))
-        for trial in front:
+        for point in front:
             table.add_row(
-                trial.variant, number(trial.epochs, trim=True), number(trial.learning_rate, trim=True),
-                number(trial.heldout_loss), number(costs[trial.variant]),
+                point.variant, number(point.epochs, trim=True), number(point.learning_rate, trim=True),
+                number(point.heldout_loss), number(point.cost),
             )  # fmt: skip
         console.print(table)
         console.print()

@@ -132,7 +132,9 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
 
         # ---- The views ----------------------------------------------------------------------------------------------
         planned = [
-            PlannedBudget(budget.label, budget.flops, budget.trials, frozenset(cell.variant for cell in budget.cells))
+            PlannedBudget(
+                budget.label, budget.flops, budget.trials, frozenset(cell.variant for cell in budget.cells), budget
+            )
             for budget in budgets
         ]
         progress = ProgressView(console, ledger.records, budgets=planned)

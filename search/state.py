@@ -52,8 +52,8 @@ class TrialState:
 class BudgetState:
     """One budget as the ledger knows it, its trials in the order of suggestion, and what was foretold of it before.
 
-    `trials_planned`, `seeds`, `doubt` and `second_objective` are those that it was last opened with, see
-    `search.budgets.Budget`.
+    `trials_planned`, `seeds`, `doubt`, `second_objective` and `learning_rates` are those that it was last opened
+    with, see `search.budgets.Budget`.
 
     `variants` are those it was last opened with, the ones whose trials are waited for; `cells` also has those that the
     study has taken out since.
@@ -69,6 +69,7 @@ class BudgetState:
     seeds: int = 1
     doubt: float = 0.0
     second_objective: SecondObjective | None = None
+    learning_rates: tuple[float, ...] = ()
     closed: bool = False
 
     @property
@@ -85,12 +86,16 @@ class BudgetState:
 
     @property
     def _best_point(self) -> list[TrialState]:
-        """The finished trials of the variant and learning rate whose mean loss is the lowest."""
+        """The finished trials of the variant and learning rate whose mean loss is the lowest. One that diverged with
+        some seed comes after all that did not.
+        """
         points: dict[tuple[str, float], list[TrialState]] = {}
+        unsound = {(trial.variant, trial.learning_rate) for trial in self.trials if trial.outcome == "diverged"}
         for trial in self.trials:
             if trial.outcome == "finished":
                 points.setdefault((trial.variant, trial.learning_rate), []).append(trial)
-        return min(points.values(), key=lambda trials: fmean(trial.heldout_loss for trial in trials), default=[])
+        order = {key: (key in unsound, fmean(trial.heldout_loss for trial in of)) for key, of in points.items()}
+        return points[min(order, key=order.__getitem__)] if order else []
 
     @property
     def sizes(self) -> tuple[CellSize, ...]:
@@ -128,6 +133,7 @@ class BudgetState:
             and self.seeds >= budget.seeds
             and self.doubt <= budget.doubt
             and budget.second_objective in (None, self.second_objective)
+            and (not self.doubt or set(budget.learning_rates) <= set(self.learning_rates))  # decided by those alone
         )
 
     def opened_with(self, trials: int, variants: AbstractSet[str]) -> bool:
@@ -198,6 +204,7 @@ class StudyState:
                 known = self.budgets[record["budget"]]
                 known.seeds, known.doubt = record.get("seeds", 1), record.get("doubt", 0.0)
                 known.second_objective = record.get("second_objective")
+                known.learning_rates = tuple(record.get("learning_rates", ()))
             case "forecast_made":
                 self.budgets[record["budget"]].forecast = record["forecast"]
             case "budget_closed":

@@ -191,6 +191,12 @@ class Study(Section):
             self.learning_rate.rates(self.training.batch_size)
         except ValueError as error:
             problems.append(f"learning_rate: {error}")
+        most = 2**32 - self.search.seeds
+        if self.training.seed > most:
+            problems.append(
+                f"search.seeds: {self.search.seeds} given; allowed: that training.seed, {self.training.seed}, and the "
+                f"seeds after it stay below 2^32; lower training.seed to {most} or less"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -123,12 +123,10 @@ class _Cells:
     Attributes:
         centre: (cells,): where the prior expects each valley, log2 of the learning rate.
         design: (cells, 3, terms): what the trend's terms add to each cell's level, slope and curvature.
-        budget: (cells,): which budget each is of.
     """
 
     centre: Array
     design: Array
-    budget: Places
 
     @classmethod
     def of(cls, spaces: Sequence[Space], batch_size: int) -> _Cells:
@@ -146,7 +144,7 @@ class _Cells:
         design[:, 1, LEVEL_TERMS : LEVEL_TERMS + SLOPE_TERMS] = np.stack([one, n, e, now], axis=-1)
         design[:, 2, LEVEL_TERMS + SLOPE_TERMS : TERMS] = np.stack([one, c], axis=-1)
         design[:, 0, TERMS:] = [[cell.variant == variant for variant in variants] for cell in sizes]
-        return cls(prior_centre(present, batch_size) - FALL * (size - size.min()) - FALL * e, design, budget)
+        return cls(prior_centre(present, batch_size) - FALL * (size - size.min()) - FALL * e, design)
 
 
 @dataclass(frozen=True, slots=True)

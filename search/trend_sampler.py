@@ -67,6 +67,7 @@ class TrendSampler(BaseSampler):
         doubt: the chance of being wrong, by 1 % of loss or by more than a grid step, at which the budget is decided.
         seed: makes proposals reproducible.
         variant, learning_rate: the names of the parameters.
+        worst_loss: that of a uniform guess, the logarithm of the classes; a trial that ends far above it has diverged.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TrendSampler(BaseSampler):
         seed: int = 0,
         variant: str = "variant",
         learning_rate: str = "learning_rate",
+        worst_loss: float = math.inf,
     ) -> None:
         for name, value, allowed, good in (
             ("space", space, "one with cells, and learning rates that rise", _is_searchable(space)),
@@ -89,7 +91,7 @@ class TrendSampler(BaseSampler):
             if not good:
                 raise ValueError(f"{name}: {value!r} given; allowed: {allowed}")
         self.space, self.smaller, self.batch_size, self.doubt, self.seed = space, smaller, batch_size, doubt, seed
-        self._names = (variant, learning_rate)
+        self._names, self.worst_loss = (variant, learning_rate), worst_loss
         self._others = RandomSampler(seed=seed)
 
     def choice(self, study: Study) -> Choice:
@@ -97,7 +99,9 @@ class TrendSampler(BaseSampler):
         return self._choice(_trials(study, *self._names))
 
     def _choice(self, trials: Sequence[_Tried]) -> Choice:
-        return choose(self.space, trials, self.smaller, batch_size=self.batch_size, seed=self.seed)
+        return choose(
+            self.space, trials, self.smaller, batch_size=self.batch_size, seed=self.seed, worst_loss=self.worst_loss
+        )
 
     def decided(self, study: Study) -> bool:
         """Whether the budget needs no further trial, and none is running that could change that."""

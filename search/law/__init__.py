@@ -12,6 +12,7 @@ from search.law.optimum import Allocation, AllocationRow, IsoCompute, IsoCurve, 
 from search.law.power import Curve, PowerLaw
 from search.law.runs import Run, RunTable, read_csv, runs_of_state
 from search.law.surface import Surface
+from search.law.valley import Tuning
 
 __all__ = [
     "Allocation",
@@ -37,6 +38,7 @@ __all__ = [
     "RunTable",
     "Straightness",
     "Surface",
+    "Tuning",
     "fit_law",
     "read_csv",
     "runs_of_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from search.formats import scientific
 from search.law.runs import Run
+from search.units import parse_quantity
 
 NEAR: Final = 1.1
 """Runs whose FLOPs follow each other within this factor are of one budget, if no budget is named."""
@@ -92,10 +94,10 @@ def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
     a bin (its lowest loss would always be at its right edge).
     """
     if all(run.budget is not None for run in runs):
-        named: dict[str, list[Run]] = defaultdict(list)
+        named: dict[Hashable, list[Run]] = defaultdict(list)
         for run in runs:
-            named[str(run.budget)].append(run)
-        return _in_order([_budget(label, group) for label, group in named.items()]), "by the names of their budgets"
+            named[_budget_key(str(run.budget))].append(run)
+        return _in_order([_budget(group[0].budget, group) for group in named.values()]), "by the names of their budgets"
     groups: list[list[Run]] = []
     without_gap = 0
     for run in sorted(runs, key=lambda run: run.flops):
@@ -116,6 +118,16 @@ def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
             "below the trend of all standing for its bin"
         )
     return _in_order([_budget(None, group) for group in groups]), f"by FLOPs within {NEAR - 1:.0%} of each other"
+
+
+@functools.lru_cache(maxsize=4096)
+def _budget_key(name: str) -> Hashable:
+    """The same for one budget spelt twice: "1e18 FLOPs" and "1E18 flops"."""
+    try:
+        found = parse_quantity(name)
+    except ValueError:
+        return " ".join(name.casefold().split())
+    return found.amount, found.unit, found.device
 
 
 def _in_order(budgets: Sequence[BudgetRuns]) -> tuple[BudgetRuns, ...]:
@@ -206,7 +218,7 @@ def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tup
 def _same(one: Run, other: Run) -> bool:
     """Whether runs of like cells are of one budget."""
     if one.budget is not None and other.budget is not None:
-        return one.budget == other.budget
+        return _budget_key(one.budget) == _budget_key(other.budget)
     return max(one.flops, other.flops) <= NEAR * min(one.flops, other.flops)
 
 

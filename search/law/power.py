@@ -275,7 +275,7 @@ def _law(
     return PowerLaw(
         form=form,
         exponent=estimate(place[2], draws[:, 2], confidence),
-        coefficient=estimate(place[1] * reference ** place[2], at_one, confidence),
+        coefficient=estimate(place[1] * math.exp(min(place[2] * math.log(reference), 600.0)), at_one, confidence),
         reference_flops=reference,
         at_reference=estimate(place[1], draws[:, 1], confidence),
         irreducible=estimate(place[0], draws[:, 0], confidence) if form == "saturating" else None,

@@ -107,11 +107,12 @@ def _run_of(trial: TrialState, train_examples: float, loss: float) -> Run:
 
 
 def read_csv(path: str | Path) -> RunTable:
-    """The runs of a CSV (UTF-8, commas, a header): a row each, `flops` and `loss` and any other of `COLUMNS`.
+    """The runs of a CSV (UTF-8, a header, commas or semicolons, or tabs): a row each, any of `COLUMNS`.
 
     Headings may be in capitals, other columns are passed over, and cells other than those of flops and loss may be
     empty. A study's own `results.csv` is read too, its `heldout_loss` as the loss. Rows without a loss (empty, NaN or
-    infinite), and those whose `outcome` says anything but finished, are left out and counted.
+    infinite), and those whose `outcome` says anything but finished, are left out and counted; those that diverged, by
+    their outcome or a loss that is no number, still bound the best learning rate.
 
     Raises:
         LawError: a file that cannot be read, or a cell that is not allowed: the file, line and column, what was given,
@@ -119,7 +120,8 @@ def read_csv(path: str | Path) -> RunTable:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, delimiter=_delimiter(file.readline()), strict=True)
+            file.seek(0)
             lines = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise LawError(f"{path}: no such file; give the path of a CSV of runs, or of a study file (YAML)") from None
@@ -144,10 +146,16 @@ def read_csv(path: str | Path) -> RunTable:
             )
         cells = {name: row[place].strip() for name, place in places.items()}
         runs.append(_run(f"{path}: line {number}", cells))
-    finished = tuple(run for run in runs if run is not None)
+    finished = tuple(run for run in runs if run is not None and run.loss < math.inf)
     if not finished:
         raise LawError(f"{path}: no row has a loss; a law needs the runs of at least three compute budgets")
-    return RunTable(str(path), finished, len(runs) - len(finished))
+    diverged = tuple(run for run in runs if run is not None and run.loss == math.inf)
+    return RunTable(str(path), finished, len(runs) - len(finished), diverged)
+
+
+def _delimiter(header: str) -> str:
+    """What separates the cells: a comma, unless only semicolons or tabs would give a header."""
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _places(path: str, line: int, header: Sequence[str]) -> dict[str, int]:
@@ -167,10 +175,12 @@ def _places(path: str, line: int, header: Sequence[str]) -> dict[str, int]:
 
 
 def _run(where: str, cells: Mapping[str, str]) -> Run | None:
-    if cells.get("outcome", "finished").casefold() not in ("finished", ""):
-        return None
-    loss = _number(where, "loss", cells["loss"], finite=False)
-    if loss is None or not math.isfinite(loss):
+    """A row's run, its loss infinite if it diverged; None where it has neither a loss nor a bound to tell."""
+    outcome = cells.get("outcome", "").casefold() or "finished"
+    loss = _number(where, "loss", cells["loss"], finite=False) if outcome == "finished" else None
+    if outcome == "diverged" or (loss is not None and not math.isfinite(loss)):
+        loss = math.inf
+    if loss is None or (loss == math.inf and not cells["flops"]):
         return None
     flops = _number(where, "flops", cells["flops"])
     if flops is None:
@@ -199,14 +209,15 @@ def _number(where: str, column: str, text: str, *, finite: bool = True, zero: bo
     if not text:
         return None
     try:
-        value = float(text)
+        value = float(text) if "_" not in text else None
     except ValueError:
         value = None
     above = value is not None and (0 < value <= _MOST or (zero and value == 0))
     if value is None or not (above or (not finite and not math.isfinite(value))):
         bound = "0 or more" if zero else "above 0"
+        such = "2.31" if column == "loss" else "3e20" if column == "flops" else "0.4"
         raise LawError(
-            f"{where}: column {column}: {text!r} given; allowed: numbers {bound} ({COLUMNS[column]}), such as "
-            f"{'2.31' if column == 'loss' else '3e20' if column == 'flops' else '0.4'}; mend the cell or leave it empty"
+            f"{where}: column {column}: {text!r} given; allowed: numbers {bound} up to {_MOST:g} ({COLUMNS[column]}), "
+            f"such as {such}, with a decimal point and no thousands separators; mend the cell or leave it empty"
         )
     return value

@@ -75,12 +75,24 @@ def test_a_forecast_that_fails_is_logged_and_the_search_goes_on(
 
     monkeypatch.setattr(search.law, "fit_law", broken)
     study = read_study(STUDY)
-    with caplog.at_level(logging.ERROR), World(study, open_budgets(study, 1437, 10)[0], tmp_path) as world:
+    with caplog.at_level(logging.ERROR), World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
         world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
         world.run()
         assert world.director.done
     assert "no forecast of budget 8e9 FLOPs" in caplog.text
-    assert told(tmp_path, "forecast_made") == []
+    (made,) = [record for record in read_ledger(str(tmp_path)) if record.event == "forecast_made"]
+    assert made["forecast"]["loss"] == {"refused": "the forecast failed: ZeroDivisionError; see logs/search.log"}
+
+
+def test_a_forecast_is_made_from_closed_budgets_alone(tmp_path: Path) -> None:
+    """With two slices the second budget begins while the first one's last trial runs: its best may still change."""
+    study = read_study(FIVE)
+    with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=2) as world:
+        world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+        world.run()
+    state = StudyState.of(read_ledger(str(tmp_path)))
+    assert told(tmp_path, "forecast_made") == list(state.budgets)[2:]
+    assert "1 budget given" in next(iter(list(state.budgets.values())[2:])).forecast["loss"]["refused"]  # type: ignore[index]
 
 
 def budget_with(forecast: dict[str, Any] | None, *, closed: bool = True) -> BudgetState:

@@ -118,6 +118,13 @@ def test_a_point_where_one_seed_diverged_diverges(tmp_path: Path) -> None:
     assert surface.true_loss(0, "F1", 0.8) == math.inf
 
 
+def test_partial_losses_end_at_the_first_gap_so_that_each_stands_for_its_share(tmp_path: Path) -> None:
+    gap = {"train_loss_at_0.125": 2.0, "train_loss_at_0.25": 1.8, "train_loss_at_0.75": 1.2}  # none at 0.5
+    here = read_table(small(tmp_path, **gap))
+    assert here.partial[1e10, "F1", 0.8, 0] == (2.0, 1.8)
+    assert here.partial[1e10, "F1", 0.8, 1] == ()
+
+
 def test_a_table_with_a_point_missing_is_refused_by_naming_it(tmp_path: Path) -> None:
     path = small(tmp_path)
     lines = path.read_text().splitlines(keepends=True)

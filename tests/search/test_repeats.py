@@ -111,3 +111,28 @@ def test_the_loss_of_the_best_is_the_mean_over_its_seeds() -> None:
     assert math.isnan(budget.best_loss)
     budget.trials += [trial("F0", 0.1, 0.9), trial("F0", 0.1, 1.1, 1), trial("F0", 0.2, 1.2)]
     assert budget.best_loss == 1.0
+
+
+def test_a_point_that_diverged_with_some_seed_is_not_the_best_where_another_did_not() -> None:
+    budget = BudgetState("b", 1.0, 3, [], frozenset({"F0"}))
+    budget.trials += [trial("F0", 0.2, 0.9), trial("F0", 0.2, None, 1, "diverged"), trial("F0", 0.1, 1.0)]
+    assert budget.best is not None
+    assert budget.best.learning_rate == 0.1
+    assert next_repeat(SPACE, budget.trials, range(2)) == (Point("F0", 0.1), 1)
+    del budget.trials[-1]
+    assert budget.best is not None
+    assert budget.best_loss == 0.9
+
+
+def test_a_wider_grid_opens_a_budget_again_that_was_decided_on_the_narrow_one(tmp_path: Path) -> None:
+    """The best rate was at the edge, so the grid is widened; a decision by the old one no longer holds."""
+    text = STUDY.replace("{sampler: tpe, trials: 8}", "{sampler: trend}")
+    counts = []
+    for low in (0.4, 0.4, 0.1):
+        study = read_study(text.replace("min: 0.1", f"min: {low}"))
+        with World(study, open_budgets(study, 1437, 10)[0], tmp_path) as world:
+            assert world.director.done == (len(counts) == 1)
+            world.run()
+            assert world.director.done
+            counts.append(sum(record.event == "budget_opened" for record in world.ledger.records))
+    assert counts == [2, 2, 4]

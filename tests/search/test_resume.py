@@ -98,12 +98,13 @@ def test_core_hours_at_another_rate_are_another_budget(study: Study, splits: Spl
 
 
 def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
-    def warnings(trials: int, tried: str, rate: float = 0.4) -> list[str]:
+    def warnings(trials: int, tried: str, rates: tuple[float, ...] = (0.4, 0.4, 0.8)) -> list[str]:
         study = read_study(STUDY + f"search: {{trials: {trials}}}\ntraining: {{batch_size: 16}}\n{RATES}")
         budgets, _ = open_budgets(study, 1617, 10)
         state = StudyState()
         state.budgets["1e10 FLOPs"] = known = BudgetState("1e10 FLOPs", 1e10, trials, [], frozenset())
-        known.trials = [SimpleNamespace(variant=variant, learning_rate=rate) for variant in tried.split()]  # type: ignore[misc]
+        points = zip(tried.split(), rates, strict=True)
+        known.trials = [SimpleNamespace(variant=variant, learning_rate=rate) for variant, rate in points]  # type: ignore[misc]
         return without_trials(study, state, budgets)
 
     assert warnings(3, "F0 F1 F0") == [
@@ -112,4 +113,5 @@ def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
     assert warnings(4, "F0 F1 F0") == []  # one is left
     assert warnings(3, "F0 F1 F3") == []
     assert warnings(3, "F0 F1 F7") == []  # one of a variant that was taken out does not count
-    assert warnings(3, "F0 F1 F0", rate=12.8) == []  # nor do those of a rate that was
+    assert warnings(3, "F0 F1 F0", (12.8, 12.8, 12.8)) == []  # nor do those of a rate that was
+    assert warnings(3, "F0 F1 F0", (0.4, 0.4, 0.4)) == []  # a further seed is no further point

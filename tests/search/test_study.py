@@ -114,6 +114,13 @@ def test_a_study_is_frozen() -> None:
         ("learning_rate: {base: 1, min: 3, max: 3.1}", ["learning_rate", "min 3 and max 3.1 given", "1 x 2^k"]),
         ("learning_rate: {factor: 1}", ["learning_rate.factor: 1 given", "more than 1"]),
         ("learning_rate: {factor: 1.0001}", ["learning_rate", "factor 1.0001", "100 or fewer"]),
+        (
+            "search: {seeds: 2}\ntraining: {seed: 4294967295}",
+            ["search.seeds: 2 given", "lower training.seed to 4294967294"],
+        ),
+        ("search: {seeds: 0}", ["search.seeds: 0 given", "1 or more"]),
+        ("search: {doubt: 0.7}", ["search.doubt: 0.7 given", "0.5"]),
+        ("search: {second_objective: latency}", ['search.second_objective: "latency" given', "'core_hours'"]),
         ("search: {sampler: TPE}", ['search.sampler: "TPE" given', "'tpe', 'gp', 'random' or 'grid'"]),
         ("search: {trials: 0}", ["search.trials: 0 given", "1 or more"]),
         ("compute: {device: gpu}", ['compute.device: "gpu" given', "'auto', 'cpu', 'cuda', 'tpu' or 'xla-cpu'"]),

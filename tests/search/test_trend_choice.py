@@ -391,3 +391,30 @@ def test_chances_of_being_wrong_come_true_no_more_often_than_they_say() -> None:
     """Of the budgets that are decided at a doubt, about so many are not rightly so."""
     found = scores("trend", range(100, 106))
     assert statistics.fmean(bool(one.right) for one in found) > 1 - 2 * DOUBT
+
+
+@pytest.mark.parametrize("rates", [(0.4,), (0.2, 0.4), (0.1, 0.2, 0.4, 0.8)])
+@pytest.mark.parametrize("outcome", [None, "failed", "diverged"])
+@pytest.mark.parametrize("others", [[], [Run("F3", 0.4, "finished", 3.0)]])
+def test_a_front_is_looked_for_also_where_its_cheapest_part_has_nothing_left(
+    rates: tuple[float, ...], outcome: str | None, others: list[Run]
+) -> None:
+    space = budget(3, rates=list(rates))
+    cheapest = space.variants[0]
+    runs = [Run(cheapest, rate, outcome) for rate in rates] + others
+    choice = choose(space, runs, costs=[cell.parameters for cell in space.cells])
+    assert choice.point is not None
+    assert choice.point.variant != cheapest
+
+
+def test_a_front_is_searched_to_the_end_whatever_diverges() -> None:
+    space = budget(3, rates=[0.1, 0.2, 0.4])
+    costs = [cell.parameters for cell in space.cells]
+    runs = [Run(space.variants[0], 0.1, "diverged"), Run(space.variants[2], 0.2, "finished", 3.0)]
+    for _ in range(9):
+        choice = choose(space, runs, costs=costs)
+        if choice.decides(0.15):
+            break
+        assert choice.point is not None
+        runs.append(Run(choice.point.variant, choice.point.learning_rate, "diverged"))
+    assert choose(space, runs, costs=costs).decides(0.15)

@@ -119,6 +119,9 @@ ODD: dict[str, list[Run]] = {
     "tiny losses": [Run(10.0**k, 1e-30 * 10 ** (-0.1 * k) * (1 + k % 2 / 99)) for k in range(5)],
     "huge FLOPs": [Run(10.0 ** (70 + 3 * k), 1e50 * 10 ** (-0.1 * k) * (1 + k % 2 / 99)) for k in range(6)],
     "a bare cloud": [Run(10 ** RNG.uniform(17, 21), float(3 + RNG.exponential())) for _ in range(2000)],
+    "losses that overflow": [Run(10.0 ** (10 + k), 10.0 ** (90 - 40 * k)) for k in range(5)],
+    "all the same": [Run(10.0**k, 2.0) for k in range(5)],
+    "a valley": [Run(10.0**k, 2.0 + abs(k - 2)) for k in range(5)],
     "a flat surface": pairs(lambda _, __: 2.0),
     "size alone": pairs(lambda size, _: 1 + 100 * size**-0.3),
     "examples alone": pairs(lambda _, examples: 1 + 100 * examples**-0.3),
@@ -154,3 +157,26 @@ def test_the_text_begins_with_the_answer(law: Law, width: int) -> None:
     for part in ("Loss falls with compute as", "L(N, D) =", "Iso-compute", "Best learning rates", "Held out"):
         assert part in text
     assert f"From {len(law.runs):,} runs of made up in 5 budgets" in text
+
+
+def test_an_exponent_is_written_with_its_own_sign(law: Law) -> None:
+    assert "^--" not in rendered(law)
+    rising = fit_law(RunTable("rising", tuple(Run(10.0**k, 2 + k / 10) for k in range(5))), bootstraps=100)
+    assert ")^0.0" in rendered(rising)
+
+
+def test_a_cell_with_one_rate_says_so() -> None:
+    runs = [*table(BUDGETS, SIZES).runs, Run(BUDGETS[0], 9.0, 1e7, BUDGETS[0] / 150 / 1e7, 0.6, "alone")]
+    text = rendered(fit_law(RunTable("x", tuple(runs)), bootstraps=100))
+    assert "one rate tried" in text
+    assert "unknown" not in text
+
+
+def test_lines_fit_the_terminal(law: Law) -> None:
+    assert max(map(len, rendered(law, 80).splitlines())) <= 80
+
+
+def test_how_many_cells_were_compared_is_in_the_json(law: Law) -> None:
+    found = law_as_json(law)["compared"]
+    assert set(found) == {"cells", "left_out", "corrected", "text"}
+    assert found["cells"] + found["left_out"] == len(law.cells)

@@ -90,3 +90,15 @@ def test_the_noise_is_what_seeds_differ_by_near_the_best() -> None:
 def test_without_repeats_there_is_no_noise() -> None:
     budgets, _ = budgets_of([Run(1e18, 3.0, learning_rate=0.1), Run(1e18, 2.9, learning_rate=0.2)])
     assert noise_of(cells_of(budgets)) is None
+
+
+def test_a_budget_spelt_twice_is_one() -> None:
+    names = ("1e18 FLOPs", "1E18 flops", "4e18 FLOPs", "large", " Large ")
+    budgets, _ = budgets_of([Run(1e18 if "18" in name else 1e20, 3.0, budget=name) for name in names])
+    assert [len(budget.runs) for budget in budgets] == [2, 1, 2]
+
+
+def test_a_run_that_diverged_belongs_to_the_cells_of_its_budget() -> None:
+    runs = [Run(1e18, 3.0, learning_rate=0.4, variant="F0", budget=name) for name in ("a", "b")]
+    cells = cells_of(budgets_of(runs)[0], [Run(1e18, math.inf, learning_rate=0.8, variant="F0", budget="b")])
+    assert {cell.budget: cell.diverged for cell in cells} == {"a": (), "b": (0.8,)}

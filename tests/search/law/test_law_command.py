@@ -104,6 +104,11 @@ def test_a_study_that_was_not_searched_is_told(called: Called, tmp_path: Path) -
     [
         (("none.csv",), "none.csv: no such file"),
         (("{csv}", "--forecast", "0"), "--forecast: 0 given; allowed: FLOPs above 0"),
+        (("{csv}", "--forecast=-1"), "--forecast: -1 given; allowed: FLOPs above 0"),
+        (("{csv}", "--forecast=nan"), "--forecast: nan given; allowed: FLOPs above 0"),
+        (("{csv}", "--forecast=1e61"), "--forecast: 1e+61 given; allowed: FLOPs above 0 and up to 1e+60"),
+        (("{csv}", "--forecast=abc"), "Invalid value for '--forecast'"),
+        (("{csv}", "--leave-out=x"), "Invalid value for '--leave-out'"),
         (("{csv}", "--budget", "2e15 FLOPs"), "--budget: '2e15 FLOPs' given for"),
         (("{csv}", "--bootstraps", "5"), "bootstraps: 5 given; allowed: 100 or more"),
         (("{csv}", "--leave-out", "-1"), "leave-out: -1 given; allowed: 0 or more"),

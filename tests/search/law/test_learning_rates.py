@@ -83,7 +83,7 @@ def test_intervals_of_the_optimum_hold_what_they_say() -> None:
 
 
 def test_the_trend_is_recovered_and_its_intervals_hold_what_they_say() -> None:
-    trials, hits = 25, {"size": 0, "duration": 0}
+    trials, hits = 16, {"size": 0, "duration": 0}
     for seed in range(trials):
         law = fit_law(table(BUDGETS, SIZES, rates=RATES, seed=seed), bootstraps=200, seed=seed)
         trend = law.rate_trend

@@ -129,7 +129,7 @@ def test_forecasts_far_beyond_the_budgets_hold_whichever_form_is_true(
     it owns up to a bend that few budgets cannot show.
     """
     rng = np.random.default_rng(2)
-    flops, trials, hits = np.geomspace(1e18, 3e19, count), 60, {3: 0, 10: 0}
+    flops, trials, hits = np.geomspace(1e18, 3e19, count), 40, {3: 0, 10: 0}
     for number in range(trials):
         noisy = losses(flops, floor, 1.5, exponent) * np.exp(0.01 * rng.standard_normal(count))
         forms = forms_of(flops, noisy, seed=number, bootstraps=150)
@@ -142,7 +142,7 @@ def test_forecasts_far_beyond_the_budgets_hold_whichever_form_is_true(
 
 def test_the_test_of_straightness_is_wrong_as_seldom_as_it_says_and_sees_a_bend() -> None:
     rng = np.random.default_rng(3)
-    flops, trials, bent, straight = np.geomspace(1e18, 1e21, 6), 60, 0, 0
+    flops, trials, bent, straight = np.geomspace(1e18, 1e21, 6), 40, 0, 0
     for number in range(trials):
         noise = np.exp(0.01 * rng.standard_normal(6))
         straight += forms_of(flops, losses(flops, 0, 2.0, 0.15) * noise, seed=number).chosen.form == "saturating"

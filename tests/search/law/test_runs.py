@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,41 @@ def test_a_file_that_is_not_there_a_folder_and_bytes_are_told(tmp_path: Path) ->
     (tmp_path / "bytes.csv").write_bytes(b"flops,loss\n\xff,2\n")
     with pytest.raises(LawError, match="byte 11 is not UTF-8"):
         read_csv(tmp_path / "bytes.csv")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_semicolons_and_tabs_and_a_byte_order_mark_are_read(csv_of: Path, mark: str) -> None:
+    csv_of.write_text("flops,loss,variant\n1e18,3.1,F0\n".replace(",", mark), encoding="utf-8-sig")
+    assert read_csv(csv_of).runs == (Run(1e18, 3.1, variant="F0"),)
+
+
+@pytest.mark.parametrize("number", ['"1,000,000"', "1_000", "1e400", "-1", "0", "nan", "inf", "20%", "0x10"])
+def test_a_number_that_is_none_is_told_with_how_to_write_it(csv_of: Path, number: str) -> None:
+    csv_of.write_text(f"flops,loss\n{number},3.1\n")
+    with pytest.raises(LawError, match=r"line 2: column flops: .* decimal point and no thousands separators"):
+        read_csv(csv_of)
+
+
+def test_runs_that_diverged_bound_the_learning_rate_and_are_counted_as_left_out(csv_of: Path) -> None:
+    csv_of.write_text(
+        "flops,loss,learning_rate,outcome\n"
+        "1e18,3.1,0.4,finished\n1e18,,0.8,diverged\n1e18,nan,1.6,\n1e18,,3.2,failed\n,nan,6.4,\n"
+    )
+    table = read_csv(csv_of)
+    assert [run.learning_rate for run in table.runs] == [0.4]
+    assert [run.learning_rate for run in table.diverged] == [0.8, 1.6]
+    assert table.left_out == 4
+
+
+def test_nothing_but_runs_that_diverged_is_told(csv_of: Path) -> None:
+    csv_of.write_text("flops,loss,outcome\n1e18,,diverged\n4e18,inf,\n")
+    with pytest.raises(LawError, match="no row has a loss"):
+        read_csv(csv_of)
+
+
+def test_trials_of_a_study_that_diverged_come_with_it() -> None:
+    state = StudyState.of(synthetic_records())
+    table = runs_of_state(state)
+    lost = [trial for trial in state.trials.values() if trial.outcome == "diverged"]
+    assert [run.learning_rate for run in table.diverged] == [trial.learning_rate for trial in lost]
+    assert all(run.loss == math.inf for run in table.diverged)

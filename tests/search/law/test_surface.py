@@ -70,7 +70,7 @@ def test_the_best_split_is_where_the_fitted_loss_is_lowest() -> None:
 
 
 def test_intervals_hold_what_they_say() -> None:
-    trials = 60
+    trials = 40
     hits = dict.fromkeys(("floor", "alpha", "beta", "a", "best size"), 0)
     law = replace(EXACT, noise=0.01)
     for seed in range(trials):
