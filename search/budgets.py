@@ -78,6 +78,11 @@ class Budget:
     learning_rates: tuple[float, ...] = ()
 
     @property
+    def runs(self) -> int:
+        """How many trials there are at most, further seeds of the best point of every variant included."""
+        return self.trials + (self.seeds - 1) * len(self.cells)
+
+    @property
     def slug(self) -> str:
         """The label fit for a path and for trial ids, such as "2e13-FLOPs"."""
         return slug(self.label)
@@ -132,9 +137,17 @@ def open_budgets(
         doubt = study.search.doubt if study.search.sampler == "trend" else 0.0
         trials = _trials(study, len(cells))
         asked = study.search
-        budget = Budget(quantity.label, flops, index, tuple(cells), trials, asked.seeds, doubt, asked.second_objective,
+        budget = Budget(
+            quantity.label,
+            flops,
+            index,
+            tuple(cells),
+            trials,
+            asked.seeds,
+            doubt,
+            asked.second_objective,
             study.learning_rates,
-        )  # fmt: skip
+        )
         warnings += _budget_warnings(study, budget, budgets)
         budgets.append(budget)
     if problems:

@@ -59,13 +59,18 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Trials of the whole study."""
-        return sum(budget.trials for budget in self.budgets)
+        """Trials of the whole study; as everything that follows from them, at most, see `at_most`."""
+        return sum(budget.runs for budget in self.budgets)
+
+    @property
+    def at_most(self) -> bool:
+        """Whether there may be fewer: sampler trend ends budgets that are decided, and only best points are repeated."""
+        return any(budget.doubt or budget.seeds > 1 for budget in self.budgets)
 
     @property
     def flops(self) -> float:
         """Training FLOPs of the whole study, if trials are spread evenly over each budget's cells."""
-        return sum(budget.trials * _mean([cell.flops for cell in budget.cells]) for budget in self.budgets)
+        return sum(budget.runs * _mean([cell.flops for cell in budget.cells]) for budget in self.budgets)
 
     def trial_seconds(self, cell: Cell) -> float | None:
         """Expected seconds of one trial (of its training steps, where no goodput is known); None without a rate."""
@@ -88,7 +93,7 @@ class Plan:
         known = [each for each in seconds if each is not None]
         if len(known) < len(seconds):
             return None
-        return math.ceil(budget.trials / self.study.compute.slices) * _mean(known)
+        return math.ceil(budget.runs / self.study.compute.slices) * _mean(known)
 
     @property
     def seconds(self) -> float | None:
@@ -210,7 +215,8 @@ def _sizes(memory: Mapping[str, int]) -> str:
 def _budget_table(plan: Plan, budget: Budget) -> Table:
     seconds = plan.budget_seconds(budget)
     spent = "" if seconds is None else f", ~{duration(seconds)}"
-    trials = f"{_at_most(plan.study)}{'1 trial' if budget.trials == 1 else f'{budget.trials} trials'}"
+    at_most = "at most " if plan.at_most else ""
+    trials = f"{at_most}{'1 trial' if budget.runs == 1 else f'{budget.runs} trials'}"
     first, last = (("parameters",), ()) if not plan.rates else ((), ("\nat least",))
     headings = (*first, "epochs", "steps", "warm-up", "FLOPs", "share", "core-\nhours", *last, "time")
     table = figures_table(escape(f"Budget {budget.label}: {trials}{spent}"), ("variant",), headings)
@@ -233,8 +239,9 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
 
 def _total_line(plan: Plan) -> str:
     compute = plan.study.compute
-    trials = f"{_at_most(plan.study)}{plan.trials} trials{_expected(plan)}"
-    line = f"In all: {trials}, about {scientific(plan.flops, 3)} FLOPs"
+    at_most = "at most " if plan.at_most else ""
+    trials = f"{at_most}{plan.trials} trials{_expected(plan)}"
+    line = f"In all: {trials}, {at_most or 'about '}{scientific(plan.flops, 3)} FLOPs"
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"
     slices = f"{compute.slices} {'slice' if compute.slices == 1 else 'slices'}"
@@ -248,7 +255,7 @@ def _total_line(plan: Plan) -> str:
         left_out = "start-up of the cluster"
     else:
         left_out = "input, evaluation, checkpoints and start-up"
-    return f"{line}, ~{duration(plan.seconds)} on {slices} of {cores} ({source}; not counted: {left_out})"
+    return f"{line}, {at_most}~{duration(plan.seconds)} on {slices} of {cores} ({source}; not counted: {left_out})"
 
 
 def _expected(plan: Plan) -> str:
@@ -257,10 +264,6 @@ def _expected(plan: Plan) -> str:
         return ""
     expected = sum(min(budget.trials, TREND_TRIALS_PER_CELL * len(budget.cells)) for budget in plan.budgets)
     return f" (~{round(expected)} where losses are like the paper's)"
-
-
-def _at_most(study: Study) -> str:
-    return "at most " if study.search.sampler == "trend" and study.search.doubt else ""
 
 
 def _mean(values: list[float]) -> float:
