@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import os
 import platform
 import re
@@ -25,7 +26,7 @@ class Report:
         self.load_at_start = os.getloadavg()[0]
         terminal = Console()
         self._terminal = terminal if terminal.is_terminal else Console(width=_WIDTH)
-        self._copy = Console(record=True, width=_WIDTH, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        self._copy = Console(record=True, width=_WIDTH, file=io.StringIO())  # records; prints nowhere
         self.say(f"{title}, {datetime.date.today().isoformat()}")
         self.say(hardware())
         self.say(", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES))

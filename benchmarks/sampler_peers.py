@@ -1,8 +1,11 @@
 """The searchers that `benchmarks.samplers` compares: the product's samplers, and Optuna's as people use them.
 
 Each one goes through a surface's budgets and gives, for every budget, what it tried, in order. The product's samplers
-run as they do in a search, through `search.simulate`. Optuna's own get one study for each budget, over the same grid,
-with nothing but their defaults: such a study may try a point twice, and starts with ten random trials.
+run unchanged, through `search.simulate`. `trend` does all as in a search: it stops by itself, at the latest after
+`MOST_TRIALS_PER_CELL` trials a cell. The others, and trend that is never content, go on until they have found, where a
+search would end tpe, gp and random after `TRIALS_PER_CELL` trials a cell. Optuna's own get one study for each budget,
+over the same grid, with nothing but their defaults: such a study may try a point twice, and starts with ten random
+trials.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from benchmarks.sampler_scores import Step, found_at
+from search.budgets import MOST_TRIALS_PER_CELL
 from search.recorded import SHARES, Table
 from search.samplers import SamplerName
 from search.simulate import proposer, replay, simulate
@@ -89,11 +93,21 @@ def _hyperband(seed: int) -> BasePruner:
 
 
 def steps_of(surface: Surface, trials: Sequence[Trial]) -> list[Step]:
-    """Ended trials as steps: each costs a whole trial, diverged ones too."""
+    """Ended trials as steps: each costs a whole trial of its cell, diverged ones too."""
     return [
-        Step(trial.variant, trial.learning_rate, trial.heldout_loss if trial.outcome == "finished" else None, 1.0)
+        Step(
+            trial.variant,
+            trial.learning_rate,
+            trial.heldout_loss if trial.outcome == "finished" else None,
+            trial.flops / surface.mean_flops(int(trial.budget)),
+        )
         for trial in trials
     ]
+
+
+def most_trials(surface: Surface) -> list[int]:
+    """Of each budget, how many trials a search with trend runs at most, as `search.budgets.open_budgets` has it."""
+    return [min(MOST_TRIALS_PER_CELL * len(here), surface.points(budget)) for budget, here in enumerate(surface.cells)]
 
 
 # ---------------------------------------------------------------- the product's
@@ -103,7 +117,9 @@ def _product(name: SamplerName, *, doubt: float = DOUBT) -> Search:
     def search(place: Place, seed: int) -> list[list[Step]]:
         surface, ask = place.surface, proposer(name, doubt=doubt)
         if name == "trend" and doubt > 0:  # it says itself when it has done, and later budgets build on what it spent
-            return [steps_of(surface, trials) for trials in simulate(surface, ask, seed=seed, slices=place.slices)]
+            trials = most_trials(surface)
+            done = simulate(surface, ask, seed=seed, trials=trials, slices=place.slices)
+            return [steps_of(surface, here) for here in done]
         smaller: list[Explored] = []
         found: list[list[Step]] = []
         for budget in range(len(surface.budgets)):
@@ -113,9 +129,9 @@ def _product(name: SamplerName, *, doubt: float = DOUBT) -> Search:
                 least = 0 if name in ("gp", "trend") else AT_LEAST  # a GP's proposal takes about a second
                 return len(trials) >= least and found_at(surface, budget, steps_of(surface, trials)) is not None
 
-            trials = replay(surface, ask, budget, seed=seed, smaller=smaller, slices=place.slices, enough=enough)
-            smaller.append(Explored(surface.space(budget), trials))
-            found.append(steps_of(surface, trials))
+            here = replay(surface, ask, budget, seed=seed, smaller=smaller, slices=place.slices, enough=enough)
+            smaller.append(Explored(surface.space(budget), here))
+            found.append(steps_of(surface, here))
         return found
 
     return search
@@ -199,6 +215,7 @@ def _pruned_budget(
         asked = study.ask()
         point = _suggested(asked, space)
         partial = table.partial[surface.budgets[budget], point.variant, point.learning_rate, run]
+        whole = surface.flops(budget, point.variant) / surface.mean_flops(budget)
         ended = None
         for share, loss in zip(SHARES, partial, strict=False):
             eighth = round(share * _EIGHTHS)
@@ -210,11 +227,11 @@ def _pruned_budget(
                 break
         if ended is not None:
             study.tell(asked, state=optuna.trial.TrialState.PRUNED)
-            steps.append(Step(point.variant, point.learning_rate, None, ended))
+            steps.append(Step(point.variant, point.learning_rate, None, ended * whole))
         else:
             outcome, loss = surface.observed(budget, point.variant, point.learning_rate, seed)
             study.tell(asked, loss if math.isfinite(loss) else surface.worst_loss)
-            steps.append(Step(point.variant, point.learning_rate, loss if outcome == "finished" else None, 1.0))
+            steps.append(Step(point.variant, point.learning_rate, loss if outcome == "finished" else None, whole))
         if len(steps) >= AT_LEAST and found_at(surface, budget, steps) is not None:
             break
     return steps

@@ -7,7 +7,7 @@ Found is the first trial after which the incumbent, the finished trial with the 
 
 A budget whose best was never found counts with all of its grid's points. A searcher that may repeat points is given up
 after four times as many trials, and counts with those; with the grid's points where noise hides the best, so that even
-the whole grid would not show it. Each trial costs its budget; one that a pruner ends, its share of that.
+the whole grid would not show it. Each trial costs the FLOPs of its cell; one that a pruner ends, its share of that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _RESAMPLES: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A trial as the searcher saw it: its point, its observed loss (None if diverged or pruned), the share it ran."""
+    """A trial as the searcher saw it: its point, its observed loss (None if diverged or pruned), and its FLOPs over the
+    mean of the budget's cells: 1, but where cells take different FLOPs, or a pruner ended it.
+    """
 
     variant: str
     learning_rate: float
@@ -45,14 +47,15 @@ class Score:
         surface: its name.
         family: its kind.
         budget: index of the budget.
-        flops: training FLOPs of one trial.
+        flops: training FLOPs of one trial, mean over the budget's cells.
         cells: variants of the budget.
         searcher: who.
         seed: with which seed.
         trials: until the best was found; infinite if it never was.
-        cost: the same in whole trials' compute.
+        cost: the compute of those trials, in that of `flops`.
         limit: trials that count for a best that was never found.
         spent: trials in all, where the searcher itself stopped; None where it was stopped, or had nothing left.
+        spent_cost: the compute of those, in that of `flops`.
         right: whether the incumbent was a best one at the end of that.
         hidden: whether noise hides the best one.
         regret: relative true loss over the best after so many trials, in the order of `REGRET_AFTER`.
@@ -69,6 +72,7 @@ class Score:
     cost: float
     limit: int
     spent: int | None
+    spent_cost: float | None
     right: bool | None
     hidden: bool
     regret: tuple[float, ...]
@@ -151,7 +155,7 @@ def score(
         surface=surface.name,
         family=surface.family,
         budget=budget,
-        flops=surface.budgets[budget],
+        flops=surface.mean_flops(budget),
         cells=len(surface.cells[budget]),
         searcher=searcher,
         seed=seed,
@@ -159,6 +163,7 @@ def score(
         cost=math.inf if at is None else sum(step.cost for step in steps[:at]),
         limit=min(given_up, surface.points(budget)) if hidden(surface, budget, seed) else given_up,
         spent=len(steps) if stops else None,
+        spent_cost=sum(step.cost for step in steps) if stops else None,
         right=(last is not None and _good(surface, budget, last)) if stops else None,
         hidden=hidden(surface, budget, seed),
         regret=tuple(
@@ -235,6 +240,11 @@ def compute_per_cell(scores: Sequence[Score]) -> float:
     return _weighed(scores, lambda one: one.cost_counted)
 
 
+def compute_spent_per_cell(scores: Sequence[Score]) -> float:
+    """Of one surface, until the searcher itself stopped in each budget, in units of one trial in each cell."""
+    return _weighed(scores, lambda one: one.spent_cost or 0)
+
+
 def _weighed(scores: Sequence[Score], trials: Callable[[Score], float]) -> float:
     return sum(one.flops * trials(one) for one in scores) / sum(one.flops * one.cells for one in scores)
 
@@ -255,9 +265,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
         never=statistics.fmean(math.isinf(one.trials) for one in scores),
         hidden=statistics.fmean(one.hidden for one in scores),
         spent=statistics.fmean((one.spent or 0) / one.cells for one in scores) if stopped else math.nan,
-        spent_compute=statistics.fmean(_weighed(here, lambda one: one.spent or 0) for here in surfaces.values())
-        if stopped
-        else math.nan,
+        spent_compute=statistics.fmean(map(compute_spent_per_cell, surfaces.values())) if stopped else math.nan,
         right=statistics.fmean(bool(one.right) for one in scores) if stopped else math.nan,
         regret=tuple(map(statistics.fmean, regrets)),
         regret_median=tuple(map(statistics.median, regrets)),
@@ -279,14 +287,19 @@ def _mean(values: Sequence[float]) -> Estimate:
 
 
 def ratio(
-    ours: Sequence[Score], theirs: Sequence[Score], measure: Callable[[Sequence[Score]], float]
+    ours: Sequence[Score],
+    theirs: Sequence[Score],
+    measure: Callable[[Sequence[Score]], float],
+    of_ours: Callable[[Sequence[Score]], float] | None = None,
 ) -> Estimate | None:
-    """Their mean over ours, over the surfaces that both went through; None if there are none."""
+    """Their mean over ours, over the surfaces that both went through; None if there are none. `measure` takes the
+    scores of one surface; `of_ours` takes ours, where they are measured otherwise.
+    """
     mine, other = by_surface(ours), by_surface(theirs)
     both = [key for key in mine if key in other]
     if not both:
         return None
-    a = np.asarray([measure(mine[key]) for key in both])
+    a = np.asarray([(of_ours or measure)(mine[key]) for key in both])
     b = np.asarray([measure(other[key]) for key in both])
     draws = np.random.default_rng(0).integers(len(both), size=(_RESAMPLES, len(both)))
     low, high = np.quantile(b[draws].mean(axis=1) / a[draws].mean(axis=1), (0.025, 0.975))

@@ -1,12 +1,13 @@
 """How much compute the samplers take until they have found each budget's best, on loss surfaces that cost nothing:
 
-    python -m benchmarks.samplers               on 330 made-up surfaces and the recorded tables
+    python -m benchmarks.samplers               on 390 made-up surfaces and the recorded tables
     python -m benchmarks.samplers --proposal    how long a proposal takes with 10,000 finished trials
 
-The surfaces are those of `search.surfaces` (like the paper's, and seven families that break an assumption) and of
-`search.recorded` (digits, really trained). What counts as found, and what a best that is never found counts as:
-`benchmarks.sampler_scores`. Who competes: `benchmarks.sampler_peers`. Prints tables, and writes them as JSON with a
-figure into a folder.
+The surfaces are those of `search.surfaces` (like the paper's, the same with its grid of epochs, and seven families that
+break an assumption) and of `search.recorded` (digits, really trained). Draws below `FIRST_SEED` are for development:
+samplers may have been tuned on them, so what they give is not to be quoted; `--first-seed 0` has them. What counts as
+found, and what a best that is never found counts as: `benchmarks.sampler_scores`. Who competes:
+`benchmarks.sampler_peers`. Prints tables, and writes them as JSON with a figure into a folder.
 """
 
 from __future__ import annotations
@@ -32,21 +33,26 @@ from benchmarks.sampler_scores import (
     REGRET_AFTER,
     Estimate,
     Score,
+    Summary,
     as_json,
     by_surface,
     compute_per_cell,
+    compute_spent_per_cell,
     families,
     ratio,
     score,
     summarise,
     trials_per_cell,
 )
+from search.budgets import MOST_TRIALS_PER_CELL
 from search.recorded import names, table
-from search.surfaces import HOSTILE, paper_like
+from search.surfaces import HOSTILE, PAPER
 
 PAPER_LIKE: Final = "paper-like"
+SNAPPED: Final = "paper-like, snapped"
 RECORDED: Final = "recorded"
 STOCK: Final = "stock tpe"
+FIRST_SEED: Final = 10_000  # draws from here on are fresh: nothing was developed on them
 MOST_TRIALS: Final = 1.3
 LEAST_RATIO: Final = 5.0
 WORST_TO_RANDOM: Final = 1.1
@@ -57,12 +63,14 @@ NOTES: Final = (
     f"they count with the whole grid, and with {REPEATING} times the grid for stock searchers, which repeat points, "
     "except where noise hides the best: where the lowest observed loss of the grid is none that counts as found. "
     "Compute: of all budgets of a surface until found, over that of one trial in each cell; a diverged trial costs a "
-    "whole one, a pruned one its share. Stops at: trials per cell when the sampler itself proposes no more; right: "
-    "share of budgets with a best incumbent then. trend stops by itself, and what it has not found by then counts as "
-    "never found; with doubt 0 it goes on until it has, as the others do. That and gp are stopped when they have "
-    "found, so their later regret is that of their find. Recorded grids are searched again and again: their intervals "
-    "are those of the searchers' chance, not of other studies. In brackets: how many surfaces, where a slow searcher "
-    "had fewer."
+    "whole one, a pruned one its share. Stops at: trials per cell, and compute, when the sampler itself proposes no "
+    f"more, or at the {MOST_TRIALS_PER_CELL} trials a cell at which a search ends it: what its user pays, right or "
+    "not; right: share of budgets with a best incumbent then. Stock tpe's compute is that until found, for it never "
+    "stops: over this one's until found, where what trend has not found when it stops counts as never found; and over "
+    "this one's until it stops. With doubt 0 trend goes on until it has found, as the others do. That and gp are "
+    "stopped when they have found, so their later regret is that of their find. Recorded grids are searched again and "
+    "again: their intervals are those of the searchers' chance, not of other studies. In brackets after a searcher: "
+    "how many surfaces, where a slow one had fewer."
 )
 
 
@@ -93,7 +101,7 @@ def run(task: Task) -> Done:
     """Go through a surface with a searcher."""
     here = searchers()[task.searcher]
     recorded = table(str(task.number)) if task.family == RECORDED else None
-    draw = {PAPER_LIKE: paper_like, **HOSTILE}
+    draw = {**PAPER, **HOSTILE}
     surface = (
         recorded.alone(task.seed % len(recorded.seeds)) if recorded is not None else draw[task.family](int(task.number))
     )
@@ -119,14 +127,16 @@ def tasks(options: Namespace) -> Iterator[Task]:
     """Everything to run, the slow first."""
     chosen = options.searchers or [name for name in searchers() if name != "gp" or options.gp]
     for name in sorted(chosen, key=lambda name: name != "gp"):
-        counts = {PAPER_LIKE: options.paper_like, **dict.fromkeys(HOSTILE, options.hostile)}
+        counts = {PAPER_LIKE: options.paper_like, SNAPPED: options.snapped} | dict.fromkeys(HOSTILE, options.hostile)
         if name == "gp":
-            counts = {PAPER_LIKE: options.gp, **dict.fromkeys(HOSTILE, options.gp // 4)}
+            counts = {PAPER_LIKE: options.gp} | dict.fromkeys((SNAPPED, *HOSTILE), options.gp // 4)
         for family, count in counts.items():
             if name not in PRUNING:
-                yield from (Task(name, family, number, number, options.slices) for number in range(count))
-        seeds = min(options.gp // 4, options.recorded) if name == "gp" else options.recorded
-        yield from (Task(name, RECORDED, of, seed, options.slices) for of in names() for seed in range(seeds))
+                numbers = range(options.first_seed, options.first_seed + count)
+                yield from (Task(name, family, number, number, options.slices) for number in numbers)
+        count = min(options.gp // 4, options.recorded) if name == "gp" else options.recorded
+        seeds = range(options.first_seed, options.first_seed + count)
+        yield from (Task(name, RECORDED, of, seed, options.slices) for of in names() for seed in seeds)
 
 
 def measure(options: Namespace) -> dict[str, list[Done]]:
@@ -152,8 +162,18 @@ def _interval(value: Estimate | None, digits: int = 2) -> str:
     return f"{value.value:.{digits}f} {value.low:.{digits}f}-{value.high:.{digits}f}"
 
 
-def _plain(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _stops(of: Summary) -> str:
+    return "-" if math.isnan(of.spent) else f"{of.spent:.2f} ({of.spent_compute:.2f})"
+
+
+def stock_over(scores: list[Score], of: dict[str, list[Score]]) -> tuple[Estimate | None, Estimate | None]:
+    """Stock TPE's compute until found over that of a searcher until found, and until it stops by itself, if it does."""
+    stock = of.get(STOCK, [])
+    stops = all(one.spent is not None for one in scores)
+    return (
+        ratio(scores, stock, compute_per_cell),
+        ratio(scores, stock, compute_per_cell, compute_spent_per_cell) if stops else None,
+    )
 
 
 def until_found(family: str, of: dict[str, list[Score]]) -> RichTable:
@@ -163,17 +183,18 @@ def until_found(family: str, of: dict[str, list[Score]]) -> RichTable:
         "median, 90 %",
         "never",
         "compute",
-        "stock tpe's\n/ this",
+        "stock tpe's compute\n/ until found",
+        "stock tpe's compute\n/ until it stops",
         "trials / \nrandom's",
-        "stops\nat",
+        "stops at\n(compute)",
         "right",
     )
-    title = f"{family}: until each budget's best is found"
+    title = f"{family}: until each budget's best is found, and until the sampler stops by itself"
     shown = RichTable("searcher", *heads, title=title, title_justify="left")
     most = max(len(by_surface(scores)) for scores in of.values())
     for name, scores in of.items():
         all_of = summarise(scores)
-        stock = ratio(scores, of.get(STOCK, []), compute_per_cell)
+        found, stopped = stock_over(scores, of)
         random = ratio(of.get("random", []), scores, trials_per_cell)
         few = f" ({all_of.surfaces})" if all_of.surfaces < most else ""
         shown.add_row(
@@ -182,9 +203,10 @@ def until_found(family: str, of: dict[str, list[Score]]) -> RichTable:
             f"{all_of.median:.2f} {all_of.spread[0]:.2f}-{all_of.spread[1]:.2f}",
             _share(all_of.never),
             _interval(all_of.compute),
-            _interval(stock),
+            _interval(found),
+            _interval(stopped),
             _interval(random),
-            _plain(all_of.spent),
+            _stops(all_of),
             _share(all_of.right),
         )
     return shown
@@ -208,7 +230,14 @@ def regrets(family: str, of: dict[str, list[Score]]) -> RichTable:
 
 def bars(by_family: dict[str, dict[str, list[Score]]]) -> RichTable:
     """What is asked of trend and what it does, and who does better than it, on every family."""
-    heads = ("trials per cell", "stock tpe's compute / its", "its trials / random's", "found with fewer trials")
+    heads = (
+        "trials per cell\nuntil found",
+        "until it stops\n(compute)",
+        "stock tpe's compute\n/ until found",
+        "stock tpe's compute\n/ until it stops",
+        "its trials\n/ random's",
+        "found with fewer trials",
+    )
     title = (
         f"trend against its bars: {MOST_TRIALS:g} trials per cell and {LEAST_RATIO:g} times less compute than stock "
         f"tpe on {PAPER_LIKE} surfaces, {WORST_TO_RANDOM:g} times random's trials on the others"
@@ -216,7 +245,8 @@ def bars(by_family: dict[str, dict[str, list[Score]]]) -> RichTable:
     shown = RichTable("family", "searcher", *heads, title=title, title_justify="left")
     for family, of in by_family.items():
         for name in (name for name in ("trend", TREND_ON) if name in of):
-            mine = summarise(of[name]).trials.value
+            all_of = summarise(of[name])
+            mine = all_of.trials.value
             others = {
                 other: value.value * mine
                 for other, scores in of.items()
@@ -226,8 +256,9 @@ def bars(by_family: dict[str, dict[str, list[Score]]]) -> RichTable:
             shown.add_row(
                 family,
                 name,
-                _interval(summarise(of[name]).trials),
-                _interval(ratio(of[name], of.get(STOCK, []), compute_per_cell)),
+                _interval(all_of.trials),
+                _stops(all_of),
+                *map(_interval, stock_over(of[name], of)),
                 _interval(ratio(of.get("random", []), of[name], trials_per_cell)),
                 ", ".join(fewer) or "-",
             )
@@ -263,7 +294,7 @@ def tell(report: Report, done: dict[str, list[Done]]) -> list[Score]:
     return scores
 
 
-def write(folder: Path, scores: Sequence[Score], done: dict[str, list[Done]]) -> None:
+def write(folder: Path, scores: Sequence[Score], done: dict[str, list[Done]], first_seed: int) -> None:
     """Summaries and every score as JSON, and the figure."""
     from benchmarks.sampler_figure import draw
 
@@ -273,6 +304,7 @@ def write(folder: Path, scores: Sequence[Score], done: dict[str, list[Done]]) ->
     }
     seconds = {name: sum(d.seconds for d in dones) / sum(d.proposals for d in dones) for name, dones in done.items()}
     content = {
+        "first_seed": first_seed,
         "regret_after": REGRET_AFTER,
         "summaries": summaries,
         "seconds_per_proposal": seconds,
@@ -296,8 +328,16 @@ def _finite(value: object) -> object:
 def main() -> None:
     parser = arguments("Compare samplers on loss surfaces.")
     parser.add_argument("--paper-like", type=int, default=120, help="surfaces like the paper's")
+    parser.add_argument("--snapped", type=int, default=60, help="the same with the epochs of the paper's grid")
     parser.add_argument("--hostile", type=int, default=30, help="surfaces of each family that breaks an assumption")
     parser.add_argument("--recorded", type=int, default=20, help="searches of each recorded table")
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=FIRST_SEED,
+        help=f"number of the first draw of each family and of the first search of each table; {FIRST_SEED} (the "
+        "default) and more: fresh, to quote; less: for development",
+    )
     parser.add_argument(
         "--gp",
         type=int,
@@ -316,13 +356,17 @@ def main() -> None:
         from benchmarks.proposal import tell_proposals
 
         tell_proposals(report, quick=options.quick)
+    elif options.first_seed < 0:
+        parser.error(f"--first-seed: {options.first_seed} given; allowed: 0 or more")
     else:
         if options.quick:
-            options.paper_like, options.hostile, options.recorded, options.gp = 8, 2, 2, 0
+            options.paper_like, options.snapped, options.hostile, options.recorded, options.gp = 8, 4, 2, 2, 0
         begun = time.perf_counter()
         done = measure(options)
+        fresh = "" if options.first_seed >= FIRST_SEED else f": below {FIRST_SEED}, so for development, not to quote"
+        report.say(f"Draws and seeds from {options.first_seed} on{fresh}")
         scores = tell(report, done)
-        write(options.out, scores, done)
+        write(options.out, scores, done, options.first_seed)
         report.say(
             f"{time.perf_counter() - begun:.0f} s; {options.out / 'samplers.json'}, {options.out / 'samplers.png'}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
@@ -23,8 +24,11 @@ from search.state import StudyState
 from search.study import Study, StudyError, load_study
 from search.terminal import tell
 from search.tracking import Artifact, sync
-from search.tracking_uri import shown
+from search.tracking_errors import is_outage
+from search.tracking_uri import check_uri, reason_of, shown
 from search.views import check_tracking, optuna_path, tracking_address, write_results
+
+_MEND: Final = "copy the run and study to draw them"
 
 
 def plan_study(path: Path, console: Console, *, device: str | None = None) -> None:
@@ -99,36 +103,55 @@ def show_study(path: Path, console: Console) -> None:
     try:
         write_results(state, folder.url, local, study, records)
     except OSError as error:
-        tell(
-            console,
-            f"figures, table and report could not be written ({error}); copy the run and study to draw them",
-        )
+        tell(console, f"figures, table and report could not be written ({error}); {_MEND}")
     show_pages(study, local, console)
 
 
 def sync_study(path: Path, uri: str | None, console: Console) -> None:
     """Bring MLflow and Optuna's storage up to date from the study's ledger."""
+    if uri is not None:
+        check_uri(uri)
     study, folder, records = _newest_run(path)
     if uri is None:
         check_tracking(study)
-    local = local_folder(study, folder)
-    files = write_results(StudyState.of(records), folder.url, local, study, records)
     own, artefacts = tracking_address(study)
-    report = sync(
-        records,
-        uri or own,
-        artifact_root=artefacts if uri is None else None,
-        artifacts=[Artifact.read(file) for file in files],
-    )
-    rates = study.learning_rates
-    rebuild(records, optuna_path(local), learning_rates=(rates[0], max(rates[-1], rates[0] * 1.001)))
+    where, root = uri or own, artefacts if uri is None else None
+    report = sync(records, where, artifact_root=root)  # before the drawing, which a server that is gone makes useless
+    local = local_folder(study, folder)
+    refused = dict(report.refused)
+    if files := _written(StudyState.of(records), folder, local, study, records, console):
+        refused |= sync(records, where, artifact_root=root, artifacts=files).refused
+    _rebuild_optuna(records, study, local, console)
     tell(
         console,
-        f"{shown(uri or own)}: {report.runs} runs of {study.name} {folder.run}, {report.created} made, "
+        f"{shown(where)}: {report.runs} runs of {study.name} {folder.run}, {report.created} made, "
         f"{report.updated} brought up to date, {report.points} metric points sent",
     )
-    for key, reason in report.refused.items():
+    for key, reason in refused.items():
         tell(console, f"refused: {key} ({reason})")
+
+
+def _written(
+    state: StudyState, folder: RunFolder, local: Path, study: Study, records: Sequence[Record], console: Console
+) -> list[Artifact]:
+    """The figures, table and report, drawn anew; none, with a line that says so, where they cannot be written."""
+    try:
+        return [Artifact.read(file) for file in write_results(state, folder.url, local, study, records)]
+    except OSError as error:
+        tell(console, f"figures, table and report could not be written ({error}); {_MEND}")
+        return []
+
+
+def _rebuild_optuna(records: Sequence[Record], study: Study, local: Path, console: Console) -> None:
+    """Write Optuna's storage anew, or say in a line that it cannot be written."""
+    rates = study.learning_rates
+    try:
+        rebuild(records, optuna_path(local), learning_rates=(rates[0], max(rates[-1], rates[0] * 1.001)))
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # Optuna wraps its database's
+        if not is_outage(cause):
+            raise
+        tell(console, f"Optuna's storage could not be written ({reason_of(cause)}); copy the run and study to write it")
 
 
 def _newest_run(path: Path) -> tuple[Study, RunFolder, list[Record]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Final
 
 from search.tracked_page import ALL_TRIALS, VIEW_PREFIX
@@ -35,6 +36,8 @@ class Trial:
 
     `settings` is all that it was given, as text: first `SETTINGS`, then what holds for its whole study. `results` are
     the last values of its metrics (losses in nats per image). `outcome` is finished, diverged, failed or unfinished.
+    `point_losses` are the held-out losses of all finished trials of its study's run, its budget, its variant and its
+    learning rate: those that differ in the seed alone.
     """
 
     trial_id: str
@@ -44,16 +47,32 @@ class Trial:
     outcome: str
     settings: Mapping[str, str]
     results: Mapping[str, float]
+    point_losses: tuple[float, ...] = ()
 
     @property
     def heldout_loss(self) -> float:
         """NaN unless the trial has finished."""
         return self.results.get("heldout_loss", math.nan) if self.outcome == "finished" else math.nan
 
+    @property
+    def mean_loss(self) -> float:
+        """The mean held-out loss over the seeds of its point; NaN unless the trial has finished."""
+        if math.isnan(self.heldout_loss) or not self.point_losses:
+            return self.heldout_loss
+        return fmean(self.point_losses)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds of its point have finished; of a point where none has, 0."""
+        return len(self.point_losses) or int(not math.isnan(self.heldout_loss))
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The trials of one budget, best first: those to show, and how many there are in all."""
+    """The trials of one budget, best first: those to show, and how many there are in all.
+
+    The best has the lowest mean held-out loss over the seeds of its point; of those it is the one with the lowest loss.
+    """
 
     labels: tuple[str, ...]
     flops: float
@@ -62,12 +81,12 @@ class Comparison:
 
     @property
     def best_loss(self) -> float:
-        """The lowest held-out loss, or NaN."""
-        return self.trials[0].heldout_loss if self.trials else math.nan
+        """The lowest held-out loss, the mean over seeds where there are several, or NaN."""
+        return self.trials[0].mean_loss if self.trials else math.nan
 
     def gap(self, trial: Trial) -> float:
-        """How much higher a trial's held-out loss is than the best (nats per image)."""
-        return trial.heldout_loss - self.best_loss
+        """How much higher a trial's held-out loss, the mean over its seeds, is than the best (nats per image)."""
+        return trial.mean_loss - self.best_loss
 
     @property
     def differing(self) -> list[str]:
@@ -104,11 +123,22 @@ def trials_of(experiment: FoundExperiment, ledgers: Iterable[str] | None) -> lis
         for run in runs
         if _tag(run, "kind") == "budget"
     }
-    return [
-        _trial(run, studies.get(run.tags["convscale.ledger"], {}), budgets)
+    trials = [
+        (run, _trial(run, studies.get(run.tags["convscale.ledger"], {}), budgets))
         for run in runs
         if _tag(run, "kind") == "trial"
     ]
+    losses: dict[tuple[str, ...], list[float]] = {}
+    for run, trial in trials:
+        if not math.isnan(trial.heldout_loss):
+            losses.setdefault(_point(run, trial), []).append(trial.heldout_loss)
+    return [replace(trial, point_losses=tuple(losses.get(_point(run, trial), ()))) for run, trial in trials]
+
+
+def _point(run: FoundRun, trial: Trial) -> tuple[str, ...]:
+    """What trials that differ in the seed alone have in common."""
+    ledger, settings = run.tags.get("convscale.ledger", ""), trial.settings
+    return ledger, trial.budget, settings.get("variant", ""), settings.get("learning_rate", "")
 
 
 def _tag(run: FoundRun, name: str) -> str:
@@ -131,9 +161,10 @@ def _trial(run: FoundRun, study: Mapping[str, str], budgets: Mapping[tuple[str, 
     return Trial(_tag(run, "trial"), run.run_id, label, float(flops), outcome, settings, run.metrics)
 
 
-def _rank(trial: Trial) -> tuple[bool, float, str, str]:
+def _rank(trial: Trial) -> tuple[bool, float, float, str, str]:
     missing = math.isnan(trial.heldout_loss)
-    return missing, 0.0 if missing else trial.heldout_loss, trial.outcome, trial.trial_id
+    losses = (0.0, 0.0) if missing else (trial.mean_loss, trial.heldout_loss)
+    return missing, *losses, trial.outcome, trial.trial_id
 
 
 def compare(trials: Sequence[Trial], *, top: int | None = None) -> list[Comparison]:

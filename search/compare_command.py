@@ -71,6 +71,8 @@ def compare_studies(
         trials += more
     comparisons = choose(compare(trials, top=top), budgets)
     _export(csv, "--csv", comparisons, write_csv)
+    if csv is not None and any(len(comparison.trials) < comparison.total for comparison in comparisons):
+        tell(said, f"--csv: has the best {top} of each budget alone; leave --top out to export every trial")
     _export(markdown, "--markdown", comparisons, write_markdown)
     if silent:
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,10 +19,12 @@ from search.formats import MISSING, number, percent, scientific
 from search.terminal import tell
 
 # Where the terminal is narrow, settings that hold for whole studies go first, then these, in this order.
-_DROPPED_FIRST: Final = ("images_per_second", "mfu", "ema_heldout_loss", "goodput", "parameters", "core_hours", "gap")
+_DROPPED_FIRST: Final = ("images_per_second", "mfu", "ema_heldout_loss", "goodput", "parameters", "core_hours", "gap",
+                         "seeds")  # fmt: skip
 _TEXT: Final = frozenset({"study", "run", "variant", "outcome", "device", "code_version"})
-_HEADINGS: Final = {"heldout_loss": "held-out loss", "heldout_accuracy": "accuracy", "ema_heldout_loss": "EMA loss",
-                    "core_hours": "core-hours", "images_per_second": "images per s", "mfu": "MFU"}  # fmt: skip
+_HEADINGS: Final = {"heldout_loss": "held-out loss", "mean_heldout_loss": "mean", "heldout_accuracy": "accuracy",
+                    "ema_heldout_loss": "EMA loss", "core_hours": "core-hours", "images_per_second": "images per s",
+                    "mfu": "MFU"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,20 @@ class Column:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """What differs between the trials shown, then what came of them; a column that would be empty is left out."""
+    """What differs between the trials shown, then what came of them, with means if a point was run with several seeds;
+    a column that would be empty is left out.
+    """
 
     def column(name: str, show: Callable[[Trial], str]) -> Column:
         heading = _HEADINGS.get(name, name.rpartition(".")[2].replace("_", " "))
         return Column(name, heading, tuple(show(trial) for trial in comparison.trials))
 
     made = [column(name, lambda trial, name=name: _setting(trial, name)) for name in comparison.differing]  # type: ignore[misc]
+    mean = column("mean_heldout_loss", lambda trial: number(trial.mean_loss, 4))
+    seeds = column("seeds", lambda trial: str(trial.seeds))
     made += [
         column("heldout_loss", lambda trial: number(trial.heldout_loss, 4)),
+        *([mean, seeds] if any(trial.seeds > 1 for trial in comparison.trials) else ()),
         column("gap", lambda trial: _gap(comparison.gap(trial))),
         column("ema_heldout_loss", lambda trial: number(_result(trial, "ema_heldout_loss"), 4)),
         column("heldout_accuracy", lambda trial: percent(_result(trial, "heldout_accuracy"))),
@@ -98,25 +106,23 @@ def alike(comparison: Comparison) -> str:
     if len(comparison.trials) < 2:
         return ""
     common = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in comparison.alike.items())
-    return f"the same in all: {common}" if common else ""
+    which = "all" if len(comparison.trials) == comparison.total else "those shown"
+    return f"the same in {which}: {common}" if common else ""
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print a table that fits the console: the least important columns go first where it is narrow."""
     every = columns(comparison)
     told = {"study", "run", "variant", "epochs", "learning_rate", "seed", "batch_size", "heldout_loss", "outcome",
-            "heldout_accuracy", *_DROPPED_FIRST}  # fmt: skip
+            "mean_heldout_loss", "heldout_accuracy", *_DROPPED_FIRST}  # fmt: skip
     order = [column.name for column in reversed(every) if column.name not in told]
     order += [name for name in (*_DROPPED_FIRST, "heldout_accuracy", "seed") if name in {c.name for c in every}]
-    for dropped in range(len(order) + 1):
-        kept = [column for column in every if column.name not in order[:dropped]]
-        for gap in (2, 1):
-            table = _table(comparison, kept, gap)
-            if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-                break
-        else:
-            continue
-        break
+    dropped, gap = _fitting(every, order, console)
+    kept = [column for column in every if column.name not in order[:dropped]]
+    table = _table(kept, gap)
+    for place, cells in enumerate(zip(*(column.cells for column in kept), strict=True)):
+        best = place == 0 and not math.isnan(comparison.best_loss)
+        table.add_row(*map(Text, cells), style="bold green" if best else None)
     tell(console, title(comparison))
     if common := alike(comparison):
         console.print(Text(common, style="dim"), soft_wrap=True)
@@ -126,14 +132,32 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"not shown, for want of room: {names}; --csv has them", style="dim"), soft_wrap=True)
 
 
-def _table(comparison: Comparison, kept: Sequence[Column], gap: int) -> Table:
+def _fitting(every: Sequence[Column], order: Sequence[str], console: Console) -> tuple[int, int]:
+    """How many columns of `order` to drop, and the gap between the rest, so that the console is wide enough: all and 1
+    if it never is.
+    """
+    # A table is as wide as one that has just the widest cell of each column, which is measured in no time.
+    widest = {column.name: max(column.cells, key=_width, default="") for column in every}
+    for dropped in range(len(order) + 1):
+        kept = [column for column in every if column.name not in order[:dropped]]
+        for gap in (2, 1):
+            table = _table(kept, gap)
+            table.add_row(*(Text(widest[column.name]) for column in kept))
+            if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+                return dropped, gap
+    return len(order), 1
+
+
+def _width(cell: str) -> int:
+    return max(map(cell_len, cell.splitlines()), default=0)
+
+
+def _table(kept: Sequence[Column], gap: int) -> Table:
+    """A table of these columns, without rows."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for column in kept:
         heading = column.heading.replace(" ", "\n", 1) if column.right else column.heading
         table.add_column(heading, justify="right" if column.right else "left", vertical="bottom", no_wrap=True)
-    for place, cells in enumerate(zip(*(column.cells for column in kept), strict=True)):
-        best = place == 0 and not math.isnan(comparison.best_loss)
-        table.add_row(*map(Text, cells), style="bold green" if best else None)
     return table
 
 
@@ -167,12 +191,14 @@ def write_csv(comparisons: Sequence[Comparison], file: IO[str]) -> None:
     results = [*RESULTS, *times]
     writer = csv.writer(file, lineterminator="\n")
     of_budget, ids = ["budget", "budget_flops", "rank"], ["trial", "mlflow_run_id"]
-    writer.writerow([*of_budget, *SETTINGS, "examples", "outcome", "gap", *results, *more, *ids])
+    writer.writerow(
+        [*of_budget, *SETTINGS, "examples", "outcome", "gap", "mean_heldout_loss", "seeds", *results, *more, *ids]
+    )
     for comparison in comparisons:
         for rank, trial in enumerate(comparison.trials, start=1):
             given = [*(trial.settings.get(name, "") for name in SETTINGS), _examples(trial)]
             figures = [_figure(trial.heldout_loss), *(_figure(_result(trial, name)) for name in results[1:])]
-            ends = [trial.outcome, _figure(comparison.gap(trial)), *figures]
+            ends = [trial.outcome, _figure(comparison.gap(trial)), _figure(trial.mean_loss), trial.seeds, *figures]
             others = [trial.settings.get(name, "") for name in more]
             writer.writerow(
                 [trial.budget, trial.budget_flops, rank, *given, *ends, *others, trial.trial_id, trial.run_id]

@@ -14,6 +14,7 @@ from rich.console import Console
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
 from search.law.forecast import BudgetForecast, Speed, forecast_budget, next_budgets, speed_of_state
+from search.law.grouping import budgets_of
 from search.law.report_text import render_law
 from search.ledger import Record
 from search.state import StudyState
@@ -22,6 +23,7 @@ from search.terminal import tell
 from search.units import Quantity, parse_quantity
 
 _MOST_FLOPS = 1e60
+_FEWEST_BUDGETS = 3  # that a law can be fitted to
 
 
 def show_law(
@@ -130,6 +132,14 @@ def speed_of_study(study: Study, records: Sequence[Record]) -> Speed:
 
 
 def _fit(table: RunTable, leave_out: int, bootstraps: int, seed: int, confidence: float) -> Law:
+    count = len(budgets_of(table.runs)[0])
+    most = max(0, count - _FEWEST_BUDGETS)
+    if leave_out > most:
+        there = f"{count} budget{'' if count == 1 else 's'}"
+        raise LawError(
+            f"--leave-out: {leave_out} given; allowed: {f'up to {most}' if most else 'none'}, for {table.source} has "
+            f"{there}, and a law needs {_FEWEST_BUDGETS} of them"
+        )
     return fit_law(table, bootstraps=bootstraps, seed=seed, confidence=confidence, leave_out=leave_out)
 
 

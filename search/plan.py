@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def at_most(self) -> bool:
-        """Whether there may be fewer: sampler trend ends budgets that are decided, and only best points are repeated."""
+        """Whether there may be fewer: sampler trend ends decided budgets early, and only best points are repeated."""
         return any(budget.doubt or budget.seeds > 1 for budget in self.budgets)
 
     @property

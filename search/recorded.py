@@ -61,8 +61,8 @@ class Table:
     Attributes:
         surface: as a loss surface. Its true losses are means over the seeds; a point where one diverged diverges.
         seeds: the runs' seeds, in the order of `surface.runs`.
-        partial: by (budget's FLOPs, variant, learning rate, seed) the training losses at those of `SHARES` that the
-            run came to.
+        partial: by (budget's FLOPs, variant, learning rate, seed) the training losses at the first of `SHARES`, until
+            one that the run did not come to, or logged nothing for.
     """
 
     surface: Surface
@@ -125,8 +125,8 @@ def _table(rows: Sequence[Mapping[str, str]], path: Path) -> Table:
         cells.setdefault(budget, {}).setdefault(variant, cell)
         key = budget, variant, rate, int(row["seed"])
         runs[key] = ("finished", float(row["loss"])) if row["outcome"] == "finished" else ("diverged", math.inf)
-        so_far = (row.get(name) for name in COLUMNS[len(_COLUMNS) :])
-        partial[key] = tuple(float(loss) for loss in so_far if loss)
+        so_far = (row.get(name) or "" for name in COLUMNS[len(_COLUMNS) :])
+        partial[key] = tuple(float(loss) for loss in itertools.takewhile(bool, so_far))
     budgets = tuple(sorted(cells))
     sizes = tuple(tuple(sorted(cells[budget].values(), key=lambda cell: cell.flops_per_image)) for budget in budgets)
     rates = tuple(sorted({rate for _, _, rate, _ in runs}))

@@ -1,14 +1,14 @@
 """Replays a study on a loss surface: the samplers as they are, at the price of their own arithmetic.
 
 The replay does what `search.director` does, less the training: budgets from the cheapest, one proposal after the other,
-`slices` trials at a time, each budget's proposals knowing what the smaller ones have found.
+`slices` trials at a time, each budget's proposals knowing what the smaller ones have found. How many trials a budget
+may have is the caller's to say: a study's own limits are in `search.budgets`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,45 +61,58 @@ def proposer(sampler: SamplerName, *, doubt: float = DOUBT) -> Proposer:
     return ask
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A trial of the budget of that index; `ends_at` in FLOPs of a slice since the search began."""
+
+    budget: int
+    trial: Trial
+    ends_at: float
+
+
 @dataclass(slots=True)
 class _Search:
     """Some of a surface's budgets under way.
 
-    All trials of a budget cost the same, so running ones end in the order they began. `smaller` are budgets below
-    those, searched before.
+    A trial runs as long as its FLOPs take, all slices being as fast; of two that end at a time the one that began
+    first does. `most` trials are run of each budget, None: no limit. `smaller` are budgets below those, searched
+    before.
     """
 
     surface: Surface
     ask: Proposer
     seed: int
-    most: int | None
+    most: Mapping[int, int | None]
     slices: int
     enough: Callable[[Sequence[Trial]], bool]
     smaller: Sequence[Explored]
     found: dict[int, list[Trial]]
-    running: deque[tuple[int, Trial]] = field(default_factory=deque)
+    running: list[_Running] = field(default_factory=list)
+    clock: float = 0.0
     closed: set[int] = field(default_factory=set)
 
     def run(self) -> None:
         """To the end of every budget, as `search.director.Director.suggest` goes about it."""
         while True:
             if len(self.running) >= self.slices:
-                self._end_oldest()
+                self._end_next()
             if not any(self._start(budget) for budget in self.found):
                 if not self.running:
                     return
-                self._end_oldest()
+                self._end_next()
 
-    def _end_oldest(self) -> None:
-        budget, trial = self.running.popleft()
-        outcome, loss = self.surface.observed(budget, trial.variant, trial.learning_rate, self.seed)
+    def _end_next(self) -> None:
+        ended = min(self.running, key=lambda one: one.ends_at)
+        self.running.remove(ended)
+        self.clock, trial = ended.ends_at, ended.trial
+        outcome, loss = self.surface.observed(ended.budget, trial.variant, trial.learning_rate, self.seed)
         trial.result = {"heldout_loss": loss if outcome == "finished" else None}
         trial.outcome = outcome
 
     def _start(self, budget: int) -> bool:
         """Start a trial of this budget, if it is to have another now."""
         done = self.found[budget]
-        if budget not in self.closed and (len(done) == self.most or self.enough(done)):
+        if budget not in self.closed and (len(done) == self.most[budget] or self.enough(done)):
             self.closed.add(budget)
         if budget in self.closed:
             return False
@@ -109,7 +122,7 @@ class _Search:
                 self.closed.add(budget)
             return False
         done.append(_trial(self.surface, budget, len(done), point, self.seed))
-        self.running.append((budget, done[-1]))
+        self.running.append(_Running(budget, done[-1], self.clock + done[-1].flops))
         return True
 
     def _propose(self, budget: int) -> Point | None:
@@ -126,15 +139,16 @@ class _Search:
 
 def _trial(surface: Surface, budget: int, number: int, point: Point, seed: int) -> Trial:
     cell = next(cell for cell in surface.cells[budget] if cell.variant == point.variant)
+    flops = surface.flops(budget, point.variant)
     return Trial(
         trial_id=f"{budget}-{number:03d}",
         budget=str(budget),
         variant=point.variant,
         epochs=cell.epochs,
-        steps=max(1, round(surface.budgets[budget] / cell.flops_per_image / surface.batch_size)),
+        steps=max(1, round(flops / cell.flops_per_image / surface.batch_size)),
         learning_rate=point.learning_rate,
         seed=seed,
-        flops=surface.budgets[budget],
+        flops=flops,
         parameters=cell.parameters,
         params=point.params,
         suggested_at=float(number),
@@ -168,7 +182,7 @@ def replay(
         slices: trials that run at a time; proposals are made with the others running.
         enough: looked at before each proposal; true ends the budget.
     """
-    search = _Search(surface, ask, seed, trials, slices, enough, smaller, {budget: []})
+    search = _Search(surface, ask, seed, {budget: trials}, slices, enough, smaller, {budget: []})
     search.run()
     return search.found[budget]
 
@@ -178,16 +192,19 @@ def simulate(
     sampler: SamplerName | Proposer,
     *,
     seed: int,
-    trials: int | None = None,
+    trials: int | Sequence[int] | None = None,
     slices: int = 1,
 ) -> list[list[Trial]]:
     """The trials of every budget, from the cheapest, ended, each in the order of suggestion.
 
     A slice without work begins with the next budget, whose first proposals are then made while trials of this one run,
     and a sampler that proposes nothing while trials run is asked again when they have ended: all as in a search. For
-    the arguments see `replay`.
+    the arguments see `replay`; `trials` may be a limit for each budget, too.
     """
     ask = proposer(sampler) if isinstance(sampler, str) else sampler
-    search = _Search(surface, ask, seed, trials, slices, _never, (), {k: [] for k in range(len(surface.budgets))})
+    count = len(surface.budgets)
+    limits = [trials] * count if trials is None or isinstance(trials, int) else trials
+    most = dict(zip(range(count), limits, strict=True))
+    search = _Search(surface, ask, seed, most, slices, _never, (), {k: [] for k in range(count)})
     search.run()
     return list(search.found.values())

@@ -6,13 +6,14 @@ point. The loss of a cell is a law in model size and images seen,
     L(N, D) = E + A N^-alpha + B D^-beta                                     (Hoffmann et al. 2022, equation 2)
 
 and about the cell's best learning rate it rises as exp(k u^2), u the distance in factors of two and k steeper above
-than below; beyond an edge above, training diverges. `paper_like` draws all of that about what arXiv 2310.16764 found:
-see its docstring. The families of `HOSTILE` each break one assumption. `search.recorded` has the losses of real runs.
+than below; beyond an edge above, training diverges. `paper_like` draws all of that about what arXiv 2310.16764 found;
+`snapped` moves the epochs to its grid. Each family of `HOSTILE` breaks one assumption; `search.recorded` has real runs.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -35,6 +36,7 @@ PAPER_SIZES: Final = (  # parameters and multiply-accumulates of an image at 224
 IMAGES: Final = 4e9  # of an epoch: JFT-4B
 CLASSES: Final = 30_000
 EPOCHS: Final = (0.25, 8.0)
+EPOCH_GRID: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Surface:
     Attributes:
         name: the family and the number of the draw, such as "paper-like 7".
         family: which kind it is of.
-        budgets: training FLOPs of one trial, rising.
+        budgets: training FLOPs, rising; what one trial takes, but for `trial_flops`.
         cells: of each budget, the variants that it buys.
         learning_rates: the grid, rising.
         losses: of each budget, of each cell, the held-out loss at each learning rate without the noise of a run (nats
@@ -54,6 +56,7 @@ class Surface:
         classes: outputs of the classifier; their logarithm is the loss of a uniform guess.
         runs: of each recorded seed, what its runs gave, in the order of `losses`; empty where runs are made up from
             `losses` and `noise`.
+        trial_flops: of each budget, of each cell, training FLOPs of one trial; empty where that is the budget.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Surface:
     batch_size: int
     classes: int
     runs: tuple[tuple[tuple[tuple[Observed, ...], ...], ...], ...] = ()
+    trial_flops: tuple[tuple[float, ...], ...] = ()
 
     @property
     def worst_loss(self) -> float:
@@ -79,6 +83,15 @@ class Surface:
     def points(self, budget: int) -> int:
         """How many points that is."""
         return len(self.cells[budget]) * len(self.learning_rates)
+
+    def flops(self, budget: int, variant: str) -> float:
+        """Training FLOPs of one trial of that variant."""
+        cell, _ = self._place(budget, variant, self.learning_rates[0])
+        return self.trial_flops[budget][cell] if self.trial_flops else self.budgets[budget]
+
+    def mean_flops(self, budget: int) -> float:
+        """Training FLOPs of one trial, mean over the budget's cells."""
+        return statistics.fmean(self.trial_flops[budget]) if self.trial_flops else self.budgets[budget]
 
     def _place(self, budget: int, variant: str, learning_rate: float) -> tuple[int, int]:
         cell = next(k for k, cell in enumerate(self.cells[budget]) if cell.variant == variant)
@@ -171,7 +184,7 @@ class _Kind:
     best rate. `scatter` is the standard deviation of a cell's best rate about the trend, `jump` the half width of a
     uniform one. `shift` moves the best rates off NFNet's rule, either way; `grid` says how many rates there are, and
     `own_grid` how often the grid moves along, as that of somebody who knows better. `curvature` is k below the best
-    rate. `second` is whether there is another valley.
+    rate. `second` is whether there is another valley. `snapped` is whether epochs are those of `EPOCH_GRID` alone.
     """
 
     fall: tuple[float, float] = (1.0, 3.0)
@@ -188,6 +201,7 @@ class _Kind:
     second: bool = False
     alike: float = 0.0  # how often the variants do not differ either
     diverging_half: bool = False
+    snapped: bool = False
 
 
 def _between(random: Random, span: tuple[float, float]) -> float:
@@ -207,7 +221,7 @@ def _draw(family: str, seed: int, kind: _Kind) -> Surface:
 
 
 def _drawn(name: str, family: str, random: Random, kind: _Kind) -> Surface:
-    budgets, cells = _budgets(random)
+    budgets, cells = _budgets(random, snapped=kind.snapped)
     law = _law(random, budgets, cells, alike=random.random() < kind.alike)
     batch_size = random.choice((1024, 2048, 4096, 8192))
     rule = 0.1 * batch_size / 256
@@ -225,7 +239,8 @@ def _drawn(name: str, family: str, random: Random, kind: _Kind) -> Surface:
         for here, there in zip(cells, valleys, strict=True)
     )
     noise = _between(random, kind.noise)
-    return Surface(name, family, budgets, cells, rates, losses, noise, batch_size, CLASSES)
+    flops = tuple(tuple(c.epochs * c.flops_per_image * IMAGES for c in here) for here in cells) if kind.snapped else ()
+    return Surface(name, family, budgets, cells, rates, losses, noise, batch_size, CLASSES, trial_flops=flops)
 
 
 def _loss(floor: float, valley: Valley, rate: float) -> float:
@@ -233,23 +248,30 @@ def _loss(floor: float, valley: Valley, rate: float) -> float:
     return rise if math.isinf(rise) else min(floor * math.exp(rise), math.log(CLASSES))
 
 
-def _budgets(random: Random) -> tuple[tuple[float, ...], tuple[tuple[CellSize, ...], ...]]:
+def _budgets(random: Random, *, snapped: bool) -> tuple[tuple[float, ...], tuple[tuple[CellSize, ...], ...]]:
     """4 to 6 budgets, each 2 to 4 times the one before, that buy at least two of 3 to 6 variants."""
     while True:
         sizes = sorted(random.sample(PAPER_SIZES, random.randint(3, 6)), key=lambda size: size[2])
         ratio = _between(random, (2.0, 4.0))
         first = 6 * sizes[0][2] * IMAGES * _log_between(random, 0.25, 2.0)
         budgets = tuple(float(f"{first * ratio**k:.4g}") for k in range(random.randint(4, 6)))
-        cells = tuple(tuple(_cells(sizes, budget)) for budget in budgets)
+        cells = tuple(tuple(_cells(sizes, budget, snapped=snapped)) for budget in budgets)
         if all(len(here) >= 2 for here in cells):
             return budgets, cells
 
 
-def _cells(sizes: Sequence[tuple[str, int, float]], budget: float) -> list[CellSize]:
-    every = [
-        CellSize(variant, budget / (6 * macs * IMAGES), 6 * macs, parameters) for variant, parameters, macs in sizes
+def _cells(sizes: Sequence[tuple[str, int, float]], budget: float, *, snapped: bool) -> list[CellSize]:
+    low, high = (EPOCHS[0] / math.sqrt(2), EPOCHS[1] * math.sqrt(2)) if snapped else EPOCHS  # as search.budgets has it
+    every = [(variant, budget / (6 * macs * IMAGES), 6 * macs, parameters) for variant, parameters, macs in sizes]
+    return [
+        CellSize(variant, _snap(exact) if snapped else exact, flops, parameters)
+        for variant, exact, flops, parameters in every
+        if low <= exact <= high
     ]
-    return [cell for cell in every if EPOCHS[0] <= cell.epochs <= EPOCHS[1]]
+
+
+def _snap(exact: float) -> float:
+    return min(EPOCH_GRID, key=lambda entry: abs(math.log(entry / exact)))
 
 
 def _law(random: Random, budgets: Sequence[float], cells: Sequence[Sequence[CellSize]], *, alike: bool) -> _Law:
@@ -319,6 +341,13 @@ def paper_like(seed: int) -> Surface:
     return _draw("paper-like", seed, _Kind())
 
 
+def snapped(seed: int) -> Surface:
+    """As `paper_like`, with epochs moved to the paper's grid, as in studies/jft-paper.yaml: what a trial takes is up to
+    1.4 times more or less than its budget, so up to twice what another cell's takes.
+    """
+    return _draw("paper-like, snapped", seed, _Kind(snapped=True))
+
+
 def rising(seed: int) -> Surface:
     """The best learning rate rises with model size, where the paper's falls."""
     return _draw("rising", seed, _Kind(fall=(-3.0, -1.0), size_only=True, offset=(-3.0, -1.0)))
@@ -353,6 +382,9 @@ def jumpy(seed: int) -> Surface:
     """Each cell has a best rate of its own, within 1.5 factors of two either way: there is no trend to follow."""
     return _draw("jumpy", seed, _Kind(fall=(0.0, 0.0), jump=1.5, offset=(-2.0, 0.0)))
 
+
+PAPER: Final[Mapping[str, Family]] = MappingProxyType({"paper-like": paper_like, "paper-like, snapped": snapped})
+"""The families like the paper's study, by name."""
 
 HOSTILE: Final[Mapping[str, Family]] = MappingProxyType(
     {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Final, Literal
 
 from search.ledger import Record
@@ -24,6 +25,7 @@ LAYOUT: Final = 2  # of runs on a server; those of a lower one are given everyth
 LAYOUT_TAG: Final = "convscale.layout"
 COMMON_TAGS: Final = ("code_version", "device")  # of a session, and so of what it trains
 TEXT_LIMIT: Final = 1000  # characters of a tag; servers allow 5,000
+_Point = tuple[str, float]  # a variant and a learning rate, whatever the seed
 _STATUS_OF_OUTCOME: Final[dict[str, Status]] = {"finished": "FINISHED", "diverged": "KILLED", "failed": "FAILED"}
 _STATUS_OF_SESSION: Final[dict[str, Status]] = {"finished": "FINISHED", "interrupted": "SCHEDULED", "error": "FAILED"}
 _SERIES: Final = ("train_loss", "learning_rate", "images_per_second")
@@ -137,9 +139,18 @@ class _Budget:
     index: int
     flops: float
     ended: int = 0
-    heldout_loss: float = math.inf
+    heldout_loss: float = math.inf  # of the best point: the mean over its seeds, as `search.state.BudgetState` has it
     forecast: dict[str, float] = field(default_factory=dict)  # of the loss: value, low, high
-    losses: dict[str, float] = field(default_factory=dict)  # of finished trials
+    losses: dict[_Point, list[float]] = field(default_factory=dict)  # of finished trials
+    means: dict[_Point, float] = field(default_factory=dict)  # of those
+
+    def take(self, point: _Point, heldout_loss: float) -> bool:
+        """Take a finished trial into account; whether the best loss is another now."""
+        losses = self.losses.setdefault(point, [])
+        losses.append(heldout_loss)
+        self.means[point] = fmean(losses)
+        before, self.heldout_loss = self.heldout_loss, min(self.means.values())
+        return self.heldout_loss != before
 
 
 @dataclass(slots=True)
@@ -155,6 +166,7 @@ class TrackedStudy:
     _common: dict[str, Any] = field(default_factory=dict)
     _budgets: dict[str, _Budget] = field(default_factory=dict)
     _budget_of: dict[str, str] = field(default_factory=dict)
+    _point_of: dict[str, _Point] = field(default_factory=dict)
 
     @property
     def budgets(self) -> dict[str, float]:
@@ -260,9 +272,9 @@ class TrackedStudy:
         run.set_status(record, "FINISHED")
         best = self._budgets[label]
         self.runs[STUDY_KEY].add_point(record, "best_heldout_loss", best.heldout_loss, best.index)
-        if best.forecast and (actual := best.losses.get(record["best"])) is not None:
-            run.add_point(record, "forecast_error", best.forecast["value"] / actual - 1, best.ended)
-            inside = best.forecast["low"] <= actual <= best.forecast["high"]
+        if best.forecast and best.means:
+            run.add_point(record, "forecast_error", best.forecast["value"] / best.heldout_loss - 1, best.ended)
+            inside = best.forecast["low"] <= best.heldout_loss <= best.forecast["high"]
             run.set_tags(record, forecast="inside its interval" if inside else "outside its interval")
 
     def _trial_suggested(self, record: Record) -> None:
@@ -277,7 +289,7 @@ class TrackedStudy:
         run.set_marks(record, budget_flops=repr(flops))  # all its digits
         run.set_tags(record, budget=label, trial=trial, variant=record["variant"])
         run.set_status(record, "SCHEDULED")
-        self._budget_of[trial] = label
+        self._budget_of[trial], self._point_of[trial] = label, (record["variant"], record["learning_rate"])
 
     def _trial_progressed(self, record: Record) -> None:
         """Steps that are repeated after a crash are the same steps: the first report of each stands."""
@@ -299,10 +311,7 @@ class TrackedStudy:
         label = self._budget_of[record["trial"]]
         best, budget_run = self._budgets[label], self.runs[budget_key(label)]
         best.ended += 1
-        if outcome == "finished":
-            best.losses[record["trial"]] = result["heldout_loss"]
-        if outcome == "finished" and result["heldout_loss"] < best.heldout_loss:
-            best.heldout_loss = result["heldout_loss"]
+        if outcome == "finished" and best.take(self._point_of[record["trial"]], result["heldout_loss"]):
             budget_run.add_point(record, "best_heldout_loss", best.heldout_loss, best.ended)
 
     def _trial_reopened(self, record: Record) -> None:

@@ -141,7 +141,7 @@ def write_results(
         path.write_bytes(picture.png)
     files += [local_folder / "results.csv", local_folder / "report.html"]
     write_csv(state, str(files[-2]))
-    page = report_of(records, state, found.law, forecasts=found.forecasts, pictures=found.pictures)
+    page = report_of(records, state, found.law, forecasts=found.forecasts, pictures=found.pictures, study=study)
     write_page(render(page), files[-1])
     if "://" in folder:
         for path in files:

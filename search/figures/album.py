@@ -69,7 +69,8 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
         Picture(
             "loss_vs_compute",
             "Held-out loss against compute",
-            "Dots are trials, solid markers the best learning rate of a variant at a budget, rings the best of all.",
+            "Dots are trials, solid markers the best learning rate of a variant at a budget (mean over seeds), rings "
+            "the best of all. The law is averaged over the floors that the data allow.",
             read_loss_vs_compute(loss),
             not loss.finished,
             _png(lambda target: draw_loss_vs_compute(loss, target)),
@@ -77,7 +78,8 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
         Picture(
             "optimal_learning_rate",
             "The best learning rate by epochs",
-            "A line per variant: the optimum between the rates tried, an arrow where the best one is at an edge.",
+            "A line per variant: the optimum between the rates tried, an arrow where the best one is at an edge; a "
+            "faint square where only one was tried.",
             read_rates_vs_epochs(rates),
             not rates.optima,
             _png(lambda target: draw_rates_vs_epochs(rates, target)),
@@ -85,7 +87,8 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
         Picture(
             "iso_compute",
             "Loss by model size, per budget",
-            "A curve per budget through the best trial of each variant; diamonds are the minima of the parabolas.",
+            "A curve per budget; dots are the best trials of each variant, diamonds the minima of the parabolas, which "
+            "are fitted to losses moved to the budget's FLOPs and, where a rate is off, to the best learning rate.",
             read_iso_compute(curves),
             not curves.curves,
             _png(lambda target: draw_iso_compute(curves, target)),
@@ -101,7 +104,7 @@ def album(state: StudyState, law: Law | None, forecasts: Sequence[float] = ()) -
         Picture(
             "law_residuals",
             "What the law leaves over",
-            "How far losses lie above or below the law: the best of each budget, and below it every cell.",
+            "How far losses lie above or below the law: the best of each budget, and below it the cells compared.",
             read_law_residuals(residuals),
             not (residuals.frontier or residuals.cells),
             _png(lambda target: draw_law_residuals(residuals, target)),

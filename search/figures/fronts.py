@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from search.figures.marks import (
@@ -16,11 +15,11 @@ from search.figures.marks import (
     set_log_ticks,
     titled_figure,
 )
-from search.figures.trials import study_name
+from search.figures.trials import can_be_shown, study_name
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis
 from search.results import ordered_budgets
-from search.second_objective import UNITS, costs_of, pareto_front
+from search.second_objective import SAME_COST, UNITS, FrontPoint, costs_of, pareto_front
 from search.state import StudyState
 
 _CLIP = 2.0  # the loss axis ends at so many times the highest loss on a front
@@ -28,11 +27,14 @@ _CLIP = 2.0  # the loss axis ends at so many times the highest loss on a front
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """A budget's finished trials as (cost, loss), and those that no other beats, the cheapest first."""
+    """A budget's finished trials as (cost, loss), and what no other beats, seeds averaged, the cheapest first.
+
+    Trials whose loss or cost a logarithmic axis cannot show are left out.
+    """
 
     budget: str
     trials: tuple[tuple[float, float], ...]
-    front: tuple[tuple[str, float, float], ...]
+    front: tuple[FrontPoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,10 @@ def pareto_fronts_data(state: StudyState) -> ParetoFronts:
         if budget.second_objective != objective:
             continue
         costs = costs_of(objective, state, budget)
-        kept = pareto_front(budget.trials, costs)
-        finished = [trial for trial in budget.trials if trial.outcome == "finished" and trial.variant in costs]
-        trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in finished)
-        front = tuple((trial.variant, costs[trial.variant], trial.heldout_loss) for trial in kept)
-        if all(cost > 0 and loss > 0 and math.isfinite(loss) for cost, loss in trials) and front:
-            fronts.append(Front(budget.label, trials, front))
+        shown = [trial for trial in budget.trials if can_be_shown(trial) and costs.get(trial.variant, 0.0) > 0]
+        trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in shown)
+        if shown:
+            fronts.append(Front(budget.label, trials, tuple(pareto_front(shown, costs))))
     return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts))
 
 
@@ -69,11 +69,15 @@ def read_pareto_fronts(data: ParetoFronts) -> str:
         return "No budget with a second objective has a finished trial yet."
     last = data.fronts[-1]
     if len(last.front) == 1:
-        return f"At {last.budget}, {last.front[0][0]} has both the lowest loss and the fewest {data.objective}."
-    (cheap, cost, loss), (best, most, least) = last.front[0], last.front[-1]
+        costs = [cost for cost, _ in last.trials]
+        if max(costs) <= min(costs) * (1 + SAME_COST) and len(set(costs)) > 1:
+            alike = f"At {last.budget} all variants take as many {data.objective}, within {100 * SAME_COST:g} %"
+            return f"{alike}; {last.front[0].variant} has the lowest loss."
+        return f"At {last.budget}, {last.front[0].variant} has both the lowest loss and the fewest {data.objective}."
+    cheap, best = last.front[0], last.front[-1]
     return (
-        f"At {last.budget}, {best} has the lowest loss, {number(least)}; {cheap} takes {number(cost / most, 2)} of its "
-        f"{data.objective} at a loss of {number(loss)}."
+        f"At {last.budget}, {best.variant} has the lowest loss, {number(best.heldout_loss)}; {cheap.variant} takes "
+        f"{number(cheap.cost / best.cost, 2)} times as many {data.objective} at a loss of {number(cheap.heldout_loss)}."
     )
 
 
@@ -87,7 +91,7 @@ def draw_pareto_fronts(data: ParetoFronts, target: Target) -> None:
         return
     shades = budget_colours(len(data.fronts))
     costs = [cost for front in data.fronts for cost, _ in front.trials]
-    kept = [loss for front in data.fronts for _, _, loss in front.front]
+    kept = [point.heldout_loss for front in data.fronts for point in front.front]
     margin = max((max(costs) / min(costs)) ** 0.08, 1.05)
     low, high = min(costs) / margin, max(costs) * margin
     axes.set_xscale("log")
@@ -99,12 +103,13 @@ def draw_pareto_fronts(data: ParetoFronts, target: Target) -> None:
     for front, shade in zip(data.fronts, shades, strict=True):
         beaten = [(cost, loss) for cost, loss in front.trials if loss < top]
         axes.plot(*zip(*beaten, strict=True), **DOT, color=shade, alpha=0.4, markersize=5.5, markeredgewidth=0)
-        xs, ys = [cost for _, cost, _ in front.front], [loss for _, _, loss in front.front]
-        axes.step([*xs, high], [*ys, ys[-1]], where="post", color=shade, linewidth=2)
+        xs, ys = [point.cost for point in front.front], [point.heldout_loss for point in front.front]
+        axes.step([*xs, max(cost for cost, _ in front.trials)], [*ys, ys[-1]], where="post", color=shade, linewidth=2)
         axes.plot(xs, ys, **DOT, color=shade, markersize=8, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
-    for variant, cost, loss in data.fronts[-1].front:
+    for point in data.fronts[-1].front:
+        place = (point.cost, point.heldout_loss)
         axes.annotate(
-            variant, (cost, loss), xytext=(-4, -5), textcoords="offset points", ha="right", va="top", fontsize=10
+            point.variant, place, xytext=(-4, -5), textcoords="offset points", ha="right", va="top", fontsize=10
         )
     handles = [handle(f.budget, shade, linewidth=2, marker="o") for f, shade in zip(data.fronts, shades, strict=True)]
     legend_below(figure, [*handles, handle("other trials", GREY, alpha=0.5, **DOT)])

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from search.figures.marks import (
     DOT,
+    HOLLOW,
     LOSS,
     Target,
     handle,
@@ -18,8 +19,19 @@ from search.figures.marks import (
     say_empty,
     set_log_ticks,
     titled_figure,
+    untuned_handle,
 )
-from search.figures.trials import Point, between, cell_bests, finished, percent_of, size, study_name, variants_of
+from search.figures.trials import (
+    Point,
+    between,
+    cell_bests,
+    finished,
+    percent_of,
+    size,
+    study_name,
+    untuned_cells,
+    variants_of,
+)
 from search.formats import scientific
 from search.law import Estimate, IsoCurve, Law, Refused
 from search.plotting import budget_colours, log_ticks, set_loss_axis
@@ -39,11 +51,15 @@ class Minimum:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One budget: the best trial of each variant by parameters; the parabola and its minimum, where there is one."""
+    """One budget: the best trial of each variant by parameters; the parabola and its minimum, where there is one.
+
+    `untuned` are those variants' bests whose learning rate the law calls not tuned; `best` has the others.
+    """
 
     budget: str
     flops: float
     best: tuple[Point, ...]
+    untuned: tuple[Point, ...]
     parabola: tuple[tuple[float, float], ...]
     minimum: Minimum | None
 
@@ -62,29 +78,31 @@ def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
     """Held-out loss against parameters, budget by budget, with the parabolas of the law; None: nothing has finished."""
     found = Refused("no trial has finished") if law is None else law.iso_compute
     fitted = {} if isinstance(found, Refused) else {curve.budget: curve for curve in found.curves}
-    variants, curves, refusals = variants_of(state), [], []
+    variants, left_out, curves, refusals = variants_of(state), untuned_cells(law), [], []
     for budget in ordered_budgets(state):
-        best = sorted(cell_bests(variants, finished(budget)), key=lambda point: point.parameters)
-        if not best:
+        points = sorted(cell_bests(variants, finished(budget)), key=lambda point: point.parameters)
+        if not points:
             continue
+        untuned = [point for point in points if (budget.label, point.variant) in left_out]
+        best = [point for point in points if point not in untuned]
         fit = fitted.get(budget.label)
         lowest = None if fit is None else fit.minimum
         if isinstance(lowest, Refused):
             refusals.append(lowest.reason)
         minimum = None if lowest is None or isinstance(lowest, Refused) else Minimum(lowest.parameters, lowest.loss)
         parabola = () if fit is None or minimum is None else _parabola(fit, best, minimum)
-        curves.append(Curve(budget.label, budget.flops, tuple(best), parabola, minimum))
+        curves.append(Curve(budget.label, budget.flops, tuple(best), tuple(untuned), parabola, minimum))
     reason = found.reason if isinstance(found, Refused) else next(iter(refusals), "")
     return IsoComputeCurves(study_name(state), tuple(curves), reason, math.nan if law is None else law.confidence)
 
 
 def _parabola(curve: IsoCurve, best: list[Point], minimum: Minimum) -> tuple[tuple[float, float], ...]:
     """(parameters, loss) along the curve, from the smallest model tried to the largest, or to the minimum beyond."""
-    low = min(best[0].parameters, minimum.parameters.value)
-    high = max(best[-1].parameters, minimum.parameters.value)
-    sizes = [low * (high / low) ** (step / _STEPS) for step in range(_STEPS + 1)]
-    losses = [curve.loss(size) for size in sizes]
-    return tuple((size, loss) for size, loss in zip(sizes, losses, strict=True) if loss is not None)
+    sizes = [*(point.parameters for point in best), minimum.parameters.value]
+    low, high = min(sizes), max(sizes)
+    places = [low * (high / low) ** (step / _STEPS) for step in range(_STEPS + 1)]
+    losses = [curve.loss(place) for place in places]
+    return tuple((place, loss) for place, loss in zip(places, losses, strict=True) if loss is not None)
 
 
 def read_iso_compute(data: IsoComputeCurves) -> str:
@@ -99,16 +117,32 @@ def read_iso_compute(data: IsoComputeCurves) -> str:
             for curve, minimum in ([known[0], known[-1]] if len(known) > 1 else known)
         ]
         return f"By the parabolas the best size is {', and '.join(parts)}."
-    bests = [min(curve.best, key=lambda point: point.loss) for curve in data.curves]
-    smallest = all(best.parameters == curve.best[0].parameters for best, curve in zip(bests, data.curves, strict=True))
-    leading = sorted({best.variant for best in bests})
-    if smallest and len(leading) == 1 and any(len(curve.best) > 1 for curve in data.curves):
+    untuned = any(curve.untuned for curve in data.curves)
+    judged = [curve for curve in data.curves if len(curve.best) > 1 or (curve.best and not curve.untuned)]
+    if not judged:
         return (
-            f"{leading[0]}, the smallest model tried, leads at every budget: the best size may lie below it, so its "
-            "minimum is not bracketed."
+            "Which size is best cannot be judged: at no budget are the learning rates of two sizes tuned, and those of "
+            "the others were not tuned enough to compare."
         )
-    leads = ", ".join(f"{best.variant} at {curve.budget}" for best, curve in zip(bests, data.curves, strict=True))
-    return f"Best of the sizes tried: {leads}." + (f" No minimum is marked: {data.refusal}" if data.refusal else "")
+    bests = [min(curve.best, key=lambda point: point.loss) for curve in judged]
+    smallest = all(best.parameters == _smallest(curve) for best, curve in zip(bests, judged, strict=True))
+    leading = sorted({best.variant for best in bests})
+    if smallest and len(leading) == 1 and any(len(curve.best) > 1 for curve in judged):
+        count = sum(len(curve.best) > 1 for curve in judged)
+        where = f"each of the {count} budgets where two sizes or more are tuned" if untuned else "every budget"
+        where = "the one budget where two sizes are tuned" if untuned and count == 1 else where
+        larger = " Some larger models were not tuned enough to judge; they are left out." if untuned else ""
+        return (
+            f"{leading[0]}, the smallest model tried, leads at {where}: the best "
+            f"size may lie below it, so its minimum is not bracketed.{larger}"
+        )
+    leads = ", ".join(f"{best.variant} at {curve.budget}" for best, curve in zip(bests, judged, strict=True))
+    among = "tuned sizes" if untuned else "sizes tried"
+    return f"Best of the {among}: {leads}." + (f" No minimum is marked: {data.refusal}." if data.refusal else "")
+
+
+def _smallest(curve: Curve) -> int:
+    return min(point.parameters for point in (*curve.best, *curve.untuned))
 
 
 def draw_iso_compute(data: IsoComputeCurves, target: Target) -> None:
@@ -119,7 +153,7 @@ def draw_iso_compute(data: IsoComputeCurves, target: Target) -> None:
         say_empty(axes)
         figure.savefig(target)
         return
-    points = [point for curve in data.curves for point in curve.best]
+    points = [point for curve in data.curves for point in (*curve.best, *curve.untuned)]
     losses = [point.loss for point in points] + [loss for curve in data.curves for _, loss in curve.parabola]
     margin = max((max(losses) / min(losses)) ** 0.08, 1.01)
     set_loss_axis(axes, min(losses) / margin, max(losses) * margin)
@@ -134,11 +168,15 @@ def draw_iso_compute(data: IsoComputeCurves, target: Target) -> None:
     if minima:
         look: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": 2, "markersize": 8}
         handles.append(handle(f"minimum, {percent_of(data.confidence)}", "black", linewidth=2, **look))
+    if any(curve.untuned for curve in data.curves):
+        handles.append(untuned_handle())
     legend_below(figure, handles)
     figure.savefig(target)
 
 
 def _draw_curve(axes: Axes, curve: Curve, shade: str) -> None:
+    hollow = [point.parameters for point in curve.untuned], [point.loss for point in curve.untuned]
+    axes.plot(*hollow, color=shade, zorder=3.5, **HOLLOW)
     xs, ys = [point.parameters for point in curve.best], [point.loss for point in curve.best]
     axes.plot(xs, ys, **DOT, color=shade, markersize=7, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
     if curve.minimum is None:
@@ -154,7 +192,7 @@ def _draw_curve(axes: Axes, curve: Curve, shade: str) -> None:
 
 def _set_size_axis(axes: Axes, data: IsoComputeCurves) -> None:
     """Parameters on a logarithmic axis below; above it the variants that have them, where names do not touch."""
-    named = {point.parameters: point.variant for curve in data.curves for point in curve.best}
+    named = {point.parameters: point.variant for curve in data.curves for point in (*curve.best, *curve.untuned)}
     tried = [*named, *(curve.minimum.parameters.value for curve in data.curves if curve.minimum)]
     low, high = min(tried), max(tried)
     margin = (high / low) ** 0.09 if high > low * 1.01 else 2.0

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from search.figures.marks import (
     COMPUTE,
     DOT,
+    HOLLOW,
     LOSS,
     RING,
     Target,
@@ -27,6 +28,7 @@ from search.figures.marks import (
     say_empty,
     set_compute_axis,
     titled_figure,
+    untuned_handle,
     variant_handles,
 )
 from search.figures.trials import (
@@ -35,9 +37,11 @@ from search.figures.trials import (
     diverged,
     finished,
     lowest,
+    of_seeds,
     of_variant,
     percent_of,
     study_name,
+    untuned_cells,
     variants_of,
 )
 from search.formats import number, scientific
@@ -55,9 +59,10 @@ _FAINT: Final[dict[str, Any]] = {"alpha": 0.4, "markersize": 5.5, "markeredgewid
 class LossVsCompute:
     """Every finished trial, the `best` of each cell, the `frontier` (best of each budget), and the diverged trials.
 
-    All are in order of compute; `variants` are in order of depth. `law` is the fitted line with its intervals, up to
-    the last of the `forecasts`; None where the law has not been fitted or the data cannot say. `confidence` is that of
-    the intervals.
+    All are in order of compute; `variants` are in order of depth. `untuned` are the bests of cells whose learning rate
+    the law calls not tuned; `best` those of the others. `law` is the line that forecasts lie on, averaged over floors,
+    with its intervals, up to the last of the `forecasts`; None where the law has not been fitted or the data cannot
+    say. `confidence` is that of the intervals.
     """
 
     study: str
@@ -66,6 +71,7 @@ class LossVsCompute:
     best: tuple[Point, ...]
     frontier: tuple[Point, ...]
     diverged: tuple[Point, ...]
+    untuned: tuple[Point, ...] = ()
     law: Curve | None = None
     forecasts: tuple[LossForecast, ...] = ()
     confidence: float = math.nan
@@ -79,13 +85,20 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
     ended = [finished(budget) for budget in budgets]
     frontier = tuple(point for points in ended if (point := lowest(points)) is not None)
     line, ahead = _law_line(law, frontier, forecasts) if law is not None and frontier else (None, ())
+    left_out = untuned_cells(law)
+    bests = [
+        (point, (budget.label, point.variant) in left_out)
+        for budget, points in zip(budgets, ended, strict=True)
+        for point in cell_bests(variants, points)
+    ]
     return LossVsCompute(
         study=study_name(state),
         variants=variants,
         finished=tuple(point for points in ended for point in points),
-        best=tuple(point for points in ended for point in cell_bests(variants, points)),
+        best=tuple(point for point, untuned in bests if not untuned),
         frontier=frontier,
         diverged=tuple(point for budget in budgets for point in diverged(budget)),
+        untuned=tuple(point for point, untuned in bests if untuned),
         law=line,
         forecasts=ahead,
         confidence=math.nan if law is None else law.confidence,
@@ -109,11 +122,15 @@ def read_loss_vs_compute(data: LossVsCompute) -> str:
         return "No trial has finished yet."
     first, last = data.frontier[0], data.frontier[-1]
     if len(data.frontier) == 1:
-        return f"One budget so far: its best held-out loss is {number(first.loss)}, reached by {first.variant}."
+        return (
+            f"One budget so far: its best held-out loss is {number(first.loss)}{of_seeds(first.seeds)}, "
+            f"reached by {first.variant}."
+        )
     times = number(last.flops / first.flops, 2, trim=True)
     change = (
         f"With {times} times the compute ({scientific(first.flops)} to {scientific(last.flops)} FLOPs) the best "
-        f"held-out loss goes from {number(first.loss)} ({first.variant}) to {number(last.loss)} ({last.variant})"
+        f"held-out loss goes from {number(first.loss)} ({first.variant}{of_seeds(first.seeds)}) to "
+        f"{number(last.loss)} ({last.variant}{of_seeds(last.seeds)})"
     )
     if not data.forecasts:
         return change + "."
@@ -160,13 +177,13 @@ def _draw_law(axes: Axes, data: LossVsCompute) -> None:
 
 def draw_loss_vs_compute(data: LossVsCompute, target: Target) -> None:
     """Draw held-out loss against compute as a PNG: a line per variant, the best of each budget ringed, and the law."""
-    figure = titled_figure(data.study, "held-out loss against compute", 5.2)
+    figure = titled_figure(data.study, "held-out loss against compute", 5.5)
     axes = new_axes(figure, COMPUTE, LOSS)
     if not data.finished:
         say_empty(axes)
         figure.savefig(target)
         return
-    low, high = loss_limits(data.finished, data.best, bool(data.diverged))
+    low, high = loss_limits(data.finished, data.best or data.untuned, bool(data.diverged))
     if data.law is not None:  # the forecast lies below what was seen
         low = min(low, max(0.9 * min(data.law.run_low), 0.3 * min(data.law.loss)))
     set_loss_axis(axes, low, high)
@@ -183,18 +200,24 @@ def draw_loss_vs_compute(data: LossVsCompute, target: Target) -> None:
         best = of_variant(variant, data.best)
         plot(axes, best, color=shade, linewidth=1.8, zorder=4)
         plot(axes, best, **DOT, color=shade, markersize=7.5, markeredgecolor="white", markeredgewidth=0.8, zorder=6)
+        untuned = [point for point in of_variant(variant, data.untuned) if point.loss < high]
+        plot(axes, untuned, color=shade, zorder=5.5, **HOLLOW)
     above = [point for point in data.finished if point.loss >= high]
     at_top(axes, shades, "^", {variant: [point.flops for point in of_variant(variant, above)] for variant in shades})
     lost = {variant: [point.flops for point in of_variant(variant, data.diverged)] for variant in shades}
     at_top(axes, shades, "x", lost)
     for point in data.frontier:
+        if point in data.untuned:
+            continue
         plot(axes, [point], **DOT, color=shades[point.variant], markersize=7.5, zorder=7)
     plot(axes, data.frontier, color="black", markersize=13, zorder=7, **RING)
     handles = [*variant_handles(shades), handle("best of a budget", "black", markersize=12, **RING)]
     handles.append(handle("other trials", GREY, **DOT, **_FAINT))
     shown: list[Any] = [*handles, *edge_handles(bool(data.diverged), bool(above))]
+    if data.untuned:
+        shown.append(untuned_handle())
     if data.law is not None:
-        shown.append(handle("the law", _LAW, linewidth=3))
+        shown.append(handle("law, mean over floors", _LAW, linewidth=3))
         shown.append(Patch(color=_LAW, alpha=0.13, label=f"{percent_of(data.confidence)} of best trials", linewidth=0))
     if data.forecasts:
         look: dict[str, Any] = {"marker": "D", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 2}

@@ -28,7 +28,9 @@ RATE: Final = "learning rate (peak of the schedule)"
 DOT: Final[dict[str, Any]] = {"marker": "o", "linestyle": "none"}
 RING: Final[dict[str, Any]] = DOT | {"markerfacecolor": "none", "markeredgewidth": 2}
 EDGE: Final[dict[str, Any]] = {"linestyle": "", "color": GREY, "markersize": 6, "markeredgewidth": 1.6}
+HOLLOW: Final[dict[str, Any]] = DOT | {"markerfacecolor": "white", "markersize": 7, "markeredgewidth": 1.6}
 _CLIP: Final = 2.0  # the loss axis ends at so many times the highest best loss of a cell
+_LEGEND: Final = 54  # characters of a legend's row that do
 _TITLE: Final = 46  # characters of a title that fit the width
 
 
@@ -42,7 +44,10 @@ def titled_figure(study: str, title: str, height: float) -> Figure:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 3) -> None:
-    """A legend under the axes, read row by row."""
+    """A legend under the axes, read row by row; in fewer columns where its labels are long."""
+    labels = [len(str(each.get_label())) for each in handles]
+    while columns > 2 and sum(max(labels[place::columns], default=0) for place in range(columns)) > _LEGEND:
+        columns -= 1
     rows = math.ceil(len(handles) / columns)
     by_row = [handles[row * columns + column] for column in range(columns) for row in range(rows)
               if row * columns + column < len(handles)]  # fmt: skip
@@ -91,6 +96,11 @@ def variant_handles(shades: Mapping[str, str], **keywords: Any) -> list[Line2D]:
     """A legend's entries of the variants."""
     usual: dict[str, Any] = {"marker": "o", "linewidth": 2, "markersize": 7}
     return [handle(variant, shade, **(usual | keywords)) for variant, shade in shades.items()]
+
+
+def untuned_handle() -> Line2D:
+    """A legend's entry for the cells drawn `HOLLOW`."""
+    return handle("learning rate not tuned", GREY, **HOLLOW)
 
 
 def edge_handles(diverged: bool, clipped: bool) -> list[Line2D]:

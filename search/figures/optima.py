@@ -34,6 +34,13 @@ from search.state import StudyState
 Bound = Literal["", "at most", "at least", "unknown"]
 _SIDES: Final = {"at most": -1, "at least": 1}
 _STEPS: Final = 30  # of a trend's line
+_ONE_RATE: Final[dict[str, Any]] = {
+    "marker": "s",
+    "linestyle": "none",
+    "markersize": 5,
+    "alpha": 0.4,
+    "markeredgewidth": 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +137,27 @@ def read_rates_vs_epochs(data: RatesVsEpochs) -> str:
     """The figure in one sentence."""
     if not data.optima:
         return "No trial has finished yet, so no learning rate is known to be better than another."
+    known = [one for one in data.optima if one.bound != "unknown"]
+    single = len(data.optima) - len(known)
+    cells = "one cell" if single == 1 else f"{single} cells"
+    left_out = f" In {cells} only one rate was tried, which says nothing of the optimum." if single else ""
     parts = []
     for variant in data.variants:
-        mine = [one for one in data.optima if one.variant == variant]
+        mine = [one for one in known if one.variant == variant]
         if len(mine) < 2:
             continue
         before, after = (_value(one) for one in (mine[0], mine[-1]))
         epochs = f"{number(mine[0].epochs, 2, trim=True)} to {number(mine[-1].epochs, 2, trim=True)} epochs"
         moved = f"stays at {after}" if before == after else f"goes from {before} to {after}"
         parts.append(f"{variant}'s {moved} ({epochs})")
-    edges = sum(_is_open(one) for one in data.optima)
-    several = f"{edges} of {len(data.optima)} cells have" if edges > 1 else f"one of {len(data.optima)} cells has"
+    edges = sum(_is_open(one) for one in known)
+    several = f"{edges} of {len(known)} cells have" if edges > 1 else f"one of {len(known)} cells has"
     edge = f" In the grid {several} the best rate at an edge, which bounds the optimum only." if edges else ""
+    if not known:
+        return f"No cell has tried two learning rates yet.{left_out}"
     if not parts:
-        return f"Each variant has been trained for one number of epochs so far.{edge}"
-    return f"The best learning rate: {', '.join(parts)}.{edge}"
+        return f"No variant has a best learning rate at two numbers of epochs yet.{edge}{left_out}"
+    return f"The best learning rate: {', '.join(parts)}.{edge}{left_out}"
 
 
 def _rate(one: Optimum) -> float:
@@ -164,6 +177,9 @@ def _is_open(one: Optimum) -> bool:
 
 
 def _draw_optimum(axes: Axes, one: Optimum, x: float, shade: str) -> None:
+    if one.bound == "unknown":
+        axes.plot([x], [one.best], color=GREY, zorder=2.5, **_ONE_RATE)
+        return
     dot: dict[str, Any] = DOT | {"markersize": 8, "markeredgewidth": 0.8, "zorder": 5}
     if one.optimum is not None:
         axes.plot([x, x], [one.optimum.low, one.optimum.high], color=shade, linewidth=2.4, alpha=0.5, zorder=3)
@@ -216,7 +232,8 @@ def draw_rates_vs_epochs(data: RatesVsEpochs, target: Target) -> None:
                   alpha=0.8, zorder=2)  # fmt: skip
     for variant, shade in shades.items():
         mine = [one for one in data.optima if one.variant == variant]
-        axes.plot([one.epochs for one in mine], [_rate(one) for one in mine], color=shade, linewidth=2, zorder=4)
+        known = [one for one in mine if one.bound != "unknown"]
+        axes.plot([one.epochs for one in known], [_rate(one) for one in known], color=shade, linewidth=2, zorder=4)
         for one in mine:
             _draw_optimum(axes, one, one.epochs, shade)
     legend_below(figure, [*variant_handles(shades), *_notes(data)])
@@ -228,9 +245,11 @@ def _notes(data: RatesVsEpochs) -> list[Line2D]:
     notes = []
     if any(one.optimum is not None for one in data.optima):
         notes.append(handle(f"{percent_of(data.confidence)} interval", GREY, linewidth=2.4, alpha=0.5))
-    if any(one.bound for one in data.optima):
+    if any(one.bound in _SIDES for one in data.optima):
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 2, "markersize": 7}
         notes.append(handle("best rate at an edge", GREY, **(DOT | hollow)))
+    if any(one.bound == "unknown" for one in data.optima):
+        notes.append(handle("one rate tried", GREY, **_ONE_RATE))
     if any(one.bound == "at least" and one.diverged is not None for one in data.optima):
         notes.append(handle("diverged", GREY, marker="x", linestyle=(0, (1, 1)), markersize=7, markeredgewidth=2))
     if data.trend:

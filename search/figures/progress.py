@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Final, Literal
 
 from matplotlib.axes import Axes
@@ -40,6 +40,8 @@ _CLIP: Final = 2.0  # the loss axis ends at so many times the highest best loss 
 class Step:
     """One ended trial: its loss (NaN if it did not finish), the best of the budget so far (NaN before the first), and
     the core-hours that the budget has taken up to and with it, of training and of all else.
+
+    The best is that of a variant and learning rate, the mean over the seeds that have finished by then; so it may rise.
     """
 
     outcome: Ended
@@ -50,7 +52,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class BudgetProgress:
-    """One budget's ended trials in the order of suggestion; `found` is the place (from 1) of the best, 0 if none."""
+    """One budget's ended trials in the order of suggestion; `found` is the place (from 1) of the best, 0 if none; of
+    several seeds that of the first.
+    """
 
     budget: str
     cells: int
@@ -75,15 +79,20 @@ def search_progress_data(state: StudyState) -> SearchProgress:
 
 def _progress(budget: BudgetState) -> BudgetProgress:
     steps: list[Step] = []
-    best, spent, found = math.nan, 0.0, 0
+    alike: dict[tuple[str, float], list[float]] = {}
+    places: dict[tuple[str, float], int] = {}
+    spent = 0.0
     for trial in budget.trials:
         if trial.outcome is None:
             continue
         spent += _spent(trial)
         loss = trial.heldout_loss if can_be_shown(trial) else math.nan
-        if not math.isnan(loss) and not loss >= best:
-            best, found = loss, len(steps) + 1
-        steps.append(Step(trial.outcome, loss, best, spent))
+        if not math.isnan(loss):
+            point = (trial.variant, trial.learning_rate)
+            alike.setdefault(point, []).append(loss)
+            places.setdefault(point, len(steps) + 1)
+        steps.append(Step(trial.outcome, loss, min(map(fmean, alike.values()), default=math.nan), spent))
+    found = places[min(alike, key=lambda point: fmean(alike[point]))] if alike else 0
     return BudgetProgress(budget.label, len(budget.cells), budget.trials_total, tuple(steps), found)
 
 
@@ -128,12 +137,12 @@ def draw_search_progress(data: SearchProgress, target: Target) -> None:
             say_empty(axes)
         figure.savefig(target)
         return
+    most = max(len(budget.steps) for budget in data.budgets)
     last = max(budget.steps[-1].best for budget in data.budgets if budget.found)
     top, low = min(max(losses), _CLIP * last), min(losses)
     margin = max((top / low) ** 0.08, 1.01)
     high = top * margin**2.4
     set_loss_axis(grid[0], low / margin, high)
-    most = max(len(budget.steps) for budget in data.budgets)
     grid[0].set_xlim(0.5, most + 0.5)
     grid[0].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if metered:
@@ -145,7 +154,10 @@ def draw_search_progress(data: SearchProgress, target: Target) -> None:
     for kind, mark in (("above", "^"), *MARKS.items()):
         _draw_outside(grid, data, shades, high, kind, mark)
     handles = [handle(b.budget, s, linewidth=2.2) for b, s in zip(data.budgets, shades, strict=True)]
-    handles += [handle("best of the budget", "black", markersize=11, **RING), handle("a trial", GREY, **DOT, alpha=0.5)]
+    handles += [
+        handle("best of the budget", "black", markersize=11, **RING),
+        handle("a trial", GREY, **DOT, alpha=_faint(most)),
+    ]
     outcomes = {step.outcome for budget in data.budgets for step in budget.steps}
     marks = {str(kind): mark for kind, mark in MARKS.items() if kind in outcomes}
     marks |= {"above the axis": "^"} if any(loss >= high for loss in losses) else {}
@@ -167,15 +179,20 @@ def _places(budget: BudgetProgress, hours: bool) -> list[float]:
     return [step.core_hours if hours else index for index, step in enumerate(budget.steps, start=1)]
 
 
+def _faint(trials: int) -> float:
+    """How opaque the dots of so many trials are; a legend's can still be seen."""
+    return max(0.15, min(0.5, 40 / trials))
+
+
 def _draw_budget(axes: Axes, budget: BudgetProgress, shade: str, high: float, *, hours: bool) -> None:
     xs = _places(budget, hours)
     bests, losses = [step.best for step in budget.steps], [step.loss for step in budget.steps]
     axes.step(xs, bests, where="post", color=shade, linewidth=2.2, zorder=3)
     inside = [(x, loss) for x, loss in zip(xs, losses, strict=True) if loss < high]
-    faint = min(0.5, 40 / len(xs))
+    faint = _faint(len(xs))
     axes.plot(*zip(*inside, strict=True), **DOT, color=shade, markersize=4.5, markeredgewidth=0, alpha=faint, zorder=2)
     if budget.found:
-        axes.plot([xs[budget.found - 1]], [losses[budget.found - 1]], color="black", markersize=11, zorder=5, **RING)
+        axes.plot([xs[budget.found - 1]], [bests[-1]], color="black", markersize=11, zorder=5, **RING)
 
 
 def _draw_outside(

@@ -39,8 +39,8 @@ class Residual:
 class LawResiduals:
     """Of the law of the best loss of each budget (`frontier`), and of the law of size and examples (`cells`).
 
-    `spread` and `cells_spread` are the residual standard deviations in percent, NaN where there is no fit; `refusal`
-    and `cells_refusal` say why then.
+    `spread` and `cells_spread` are the residual standard deviations of ln L in percent, as the law tells them, NaN
+    where there is no fit; `refusal` and `cells_refusal` say why then.
     """
 
     study: str
@@ -78,10 +78,10 @@ def law_residuals_data(state: StudyState, law: Law | None) -> LawResiduals:
         variants=variants_of(state),
         form="" if isinstance(chosen, Refused) else chosen.form,
         frontier=frontier,
-        spread=math.nan if isinstance(chosen, Refused) else _percent(chosen.residual_log_sd),
+        spread=math.nan if isinstance(chosen, Refused) else 100 * chosen.residual_log_sd,
         refusal=chosen.reason if isinstance(chosen, Refused) else "",
         cells=cells,
-        cells_spread=math.nan if isinstance(surface, Refused) else _percent(surface.residual_log_sd),
+        cells_spread=math.nan if isinstance(surface, Refused) else 100 * surface.residual_log_sd,
         cells_refusal=surface.reason if isinstance(surface, Refused) else "",
     )
 
@@ -100,23 +100,24 @@ def read_law_residuals(data: LawResiduals) -> str:
     if data.cells:
         inside = sum(abs(one.percent) <= data.cells_spread for one in data.cells)
         parts.append(
-            f"{inside} of {len(data.cells)} cells lie within {number(data.cells_spread, 2)} % (one standard deviation) "
-            "of the law of size and examples"
+            f"{inside} of the {len(data.cells)} cells compared lie within {number(data.cells_spread, 2)} % (one "
+            "standard deviation) of the law of size and examples"
         )
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
 
 def draw_law_residuals(data: LawResiduals, target: Target) -> None:
-    """Draw the residuals as a PNG: of the best of each budget above, of every cell below, against compute."""
+    """Draw the residuals as a PNG: of the best of each budget above, of the cells below, against compute."""
     figure = titled_figure(data.study, "what the law leaves over", 6.0)
     above, below = figure.subplots(2, 1, sharex=True)
     figure.supylabel("loss above or below the law (%)", fontsize=11.5)
     below.set_xlabel(COMPUTE, fontsize=11.5)
     form = f" ({data.form})" if data.form else ""
+    compared = f", the {len(data.cells)} cells compared" if data.cells else ""
     panels = (
         (above, f"law of compute{form}, best of each budget", data.frontier, data.spread, data.refusal),
-        (below, "law of size and examples, every cell", data.cells, data.cells_spread, data.cells_refusal),
+        (below, f"law of size and examples{compared}", data.cells, data.cells_spread, data.cells_refusal),
     )
     shades = colours(data.variants)
     compute = [one.flops for one in (*data.frontier, *data.cells)]
@@ -130,8 +131,14 @@ def draw_law_residuals(data: LawResiduals, target: Target) -> None:
     if compute:
         set_compute_axis(below, min(compute), max(compute), sorted({one.flops for one in data.frontier}))
     handles = variant_handles(shades, linestyle="")
-    handles.append(handle("one standard deviation", GREY, linewidth=8, alpha=0.25))
-    legend_below(figure, handles)
+    spread_handle = handle("one standard deviation", GREY, linewidth=8, alpha=0.25)
+    across = min(4, len(handles))  # variants in a row, and a column of its own for the wide label
+    rows = [handles[start : start + across] for start in range(0, len(handles), across or 1)] or [[]]
+    blank = handle(" ", "none", linestyle="")
+    padded = [row + [blank] * (across - len(row)) for row in rows]
+    ends = [blank] * (len(rows) - 1) + [spread_handle]
+    ordered = [each for row, end in zip(padded, ends, strict=True) for each in (*row, end)]
+    legend_below(figure, ordered, columns=across + 1)
     figure.savefig(target)
 
 

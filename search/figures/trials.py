@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Final
 
 from search.formats import number
+from search.law import Law
 from search.results import meter_summary
 from search.state import BudgetState, StudyState, TrialState
 
@@ -18,7 +19,10 @@ _PREFIXES: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An ended trial: planned training FLOPs, held-out loss (NaN if diverged), metered core-hours (NaN if unknown)."""
+    """An ended trial: planned training FLOPs, held-out loss (NaN if diverged), metered core-hours (NaN if unknown).
+
+    Where `seeds` is above one it stands for so many trials alike but for their seed, and the loss is their mean.
+    """
 
     variant: str
     flops: float
@@ -27,6 +31,7 @@ class Point:
     core_hours: float
     epochs: float
     parameters: int
+    seeds: int = 1
 
 
 def study_name(state: StudyState) -> str:
@@ -75,13 +80,44 @@ def diverged(budget: BudgetState) -> tuple[Point, ...]:
     return tuple(sorted(points, key=lambda point: point.learning_rate))
 
 
-def lowest(points: Iterable[Point]) -> Point | None:
-    """The best point, None of none: as `BudgetState.best`, of runs alike but for their seed the mean counts."""
+def means(points: Iterable[Point]) -> list[Point]:
+    """A point for each variant and learning rate, in the order they were met: the mean loss over its seeds, and else
+    what its best trial has.
+    """
     alike: dict[tuple[str, float], list[Point]] = {}
     for point in points:
         alike.setdefault((point.variant, point.learning_rate), []).append(point)
-    best = min(alike.values(), key=lambda seeds: fmean(point.loss for point in seeds), default=[])
-    return min(best, key=lambda point: point.loss, default=None)
+    return [
+        replace(min(seeds, key=lambda point: point.loss), loss=fmean(point.loss for point in seeds), seeds=len(seeds))
+        for seeds in alike.values()
+    ]
+
+
+def lowest(points: Iterable[Point]) -> Point | None:
+    """The best point, None of none: as `BudgetState.best_loss`, of runs alike but for their seed the mean counts."""
+    return min(means(points), key=lambda point: point.loss, default=None)
+
+
+def of_seeds(seeds: int) -> str:
+    """What follows a loss that is the mean of several seeds; "" else."""
+    return f", mean of {seeds} seeds" if seeds > 1 else ""
+
+
+def untuned_cells(law: Law | None) -> frozenset[tuple[str, str]]:
+    """(budget, variant) of the cells that the law does not compare with others, their learning rate not being tuned."""
+    left_out = () if law is None else law.tuning.left_out
+    return frozenset((cell.budget, cell.variant or "") for cell in left_out)
+
+
+def all_diverged(state: StudyState) -> str:
+    """What to say where trials have diverged and none has finished; "" else."""
+    outcomes = {trial.outcome for trial in state.trials.values()}
+    if "diverged" not in outcomes or "finished" in outcomes:
+        return ""
+    rates = [trial.learning_rate for trial in state.trials.values() if trial.outcome == "diverged"]
+    low, high = (number(rate, trim=True) for rate in (min(rates), max(rates)))
+    tried = f"The one learning rate tried, {low}," if low == high else f"Every learning rate from {low} to {high}"
+    return f"{tried} diverged; search below {low}."
 
 
 def of_variant(variant: str, points: Iterable[Point]) -> list[Point]:

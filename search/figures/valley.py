@@ -25,16 +25,30 @@ from search.figures.marks import (
     titled_figure,
     variant_handles,
 )
-from search.figures.trials import Point, cell_bests, diverged, finished, lowest, of_variant, study_name, variants_of
+from search.figures.trials import (
+    Point,
+    all_diverged,
+    cell_bests,
+    diverged,
+    finished,
+    lowest,
+    means,
+    of_seeds,
+    of_variant,
+    study_name,
+    variants_of,
+)
 from search.formats import number
-from search.plotting import colours, set_loss_axis, style_axes
+from search.plotting import GREY, colours, set_loss_axis, style_axes
 from search.results import ordered_budgets
 from search.state import StudyState
 
 
 @dataclass(frozen=True, slots=True)
 class Valley:
-    """One budget's trials, in order of learning rate; `best` has the lowest held-out loss, None if nothing finished."""
+    """One budget's trials, in order of learning rate; `best` has the lowest held-out loss (the mean over its seeds),
+    None if nothing finished.
+    """
 
     budget: str
     finished: tuple[Point, ...]
@@ -44,29 +58,32 @@ class Valley:
 
 @dataclass(frozen=True, slots=True)
 class LearningRateValleys:
-    """A `Valley` for each budget, the smallest first; `variants` are in order of depth."""
+    """A `Valley` for each budget, the smallest first; `variants` are in order of depth. `lost` says that every trial
+    diverged, "" where that is not so.
+    """
 
     study: str
     variants: tuple[str, ...]
     valleys: tuple[Valley, ...]
+    lost: str = ""
 
 
 def learning_rate_valley_data(state: StudyState) -> LearningRateValleys:
     """Held-out loss against learning rate, budget by budget (those with trials)."""
     opened = [budget for budget in ordered_budgets(state) if budget.trials]
     valleys = (Valley(b.label, found := finished(b), diverged(b), lowest(found)) for b in opened)
-    return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys))
+    return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys), all_diverged(state))
 
 
 def read_learning_rate_valley(data: LearningRateValleys) -> str:
     """The figure in one sentence."""
     bests = [(valley.budget, valley.best) for valley in data.valleys if valley.best is not None]
     if not bests:
-        return "No trial has finished yet, so no learning rate is known to be better than another."
+        return data.lost or "No trial has finished yet, so no learning rate is known to be better than another."
     (small, first), (large, last) = bests[0], bests[-1]
     rate = number(last.learning_rate, trim=True)
     if len(bests) == 1:
-        return f"At {small} the best trial is {first.variant} with learning rate {rate}."
+        return f"At {small} the best trial is {first.variant} with learning rate {rate}{of_seeds(last.seeds)}."
     before = number(first.learning_rate, trim=True)
     moved = f"stays at {rate}" if before == rate else f"goes from {before} to {rate}"
     return f"From {small} to {large} the learning rate of the best trial {moved}."
@@ -75,9 +92,7 @@ def read_learning_rate_valley(data: LearningRateValleys) -> str:
 def _draw_valley(axes: Axes, valley: Valley, shades: dict[str, str], high: float) -> None:
     for variant, shade in shades.items():
         points = of_variant(variant, valley.finished)
-        rates = sorted({point.learning_rate for point in points})
-        losses = [min(point.loss for point in points if point.learning_rate == rate) for rate in rates]
-        axes.plot(rates, losses, color=shade, linewidth=1.8, zorder=3)
+        plot(axes, means(points), rates=True, color=shade, linewidth=1.8, zorder=3)
         inside = [point for point in points if point.loss < high]
         white: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
         plot(axes, inside, rates=True, **DOT, color=shade, markersize=6, **white, zorder=4)
@@ -112,14 +127,19 @@ def draw_learning_rate_valley(data: LearningRateValleys, target: Target) -> None
         axes.tick_params(labelbottom=True)
         axes.set_title(valley.budget, fontsize=11)
         _draw_valley(axes, valley, shades, high)
+        if not valley.finished:
+            axes.text(0.5, 0.5, "no finished trial yet", transform=axes.transAxes, ha="center", va="center",
+                      color=GREY, fontsize=11)  # fmt: skip
     shown = max(1, len(data.valleys))
     for axes in grid[shown:]:
         axes.set_visible(False)
     for axes in grid[max(0, shown - columns) : shown]:  # the lowest of each column
         axes.set_xlabel(RATE if columns == 1 else "learning rate", fontsize=11.5)
-    if not ended:
+    if not data.valleys:
         style_axes(grid[0])
         say_empty(grid[0])
+    elif not ended:
+        grid[0].set_yticks([])  # there is no loss to read
     handles = variant_handles(shades)
     handles.append(handle("best of the budget", "black", markersize=12, **RING))
     legend_below(figure, [*handles, *edge_handles(bool(lost), any(point.loss >= high for point in ended))])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from search.figures.trials import between, percent_of, size
+from search.figures.fronts import pareto_fronts_data, read_pareto_fronts
+from search.figures.trials import all_diverged, between, percent_of, size
 from search.formats import MISSING, duration, number, percent, scientific
 from search.law import Estimate, Law, Refused
 from search.law.forecast import BudgetForecast
-from search.report.tables import Counts, Table, counts_of, hours
+from search.law.power import PowerLaw
+from search.report.tables import Counts, Table, counts_of, hours, loss_of, seeds_of
 from search.results import best_rows
 from search.state import StudyState
+from search.study import Study
 
 _BUDGETS_OF_A_LAW: Final = 3
 _PENALTY: Final = 0.005  # of the loss, below which a variant is as good as the best size
@@ -35,18 +38,49 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
     return between(estimate.low, estimate.high, lambda value: number(value, digits))
 
 
-def answer_of(state: StudyState, law: Law | None, forecasts: Sequence[BudgetForecast]) -> Answer:
+def answer_of(
+    state: StudyState, law: Law | None, forecasts: Sequence[BudgetForecast], study: Study | None = None
+) -> Answer:
     """The answer to "what to train with the next budget", which is the first of `forecasts`.
 
-    `law` is None where nothing has finished.
+    `law` is None where nothing has finished. The `study`, if it is given, tells how many budgets there will be.
     """
-    counts = counts_of(state)
+    counts = counts_of(state, study)
     if law is None:
-        lead = f"{counts.ended} of {counts.planned} trials have ended, none with a held-out loss: nothing is known yet."
+        known = all_diverged(state) or "Nothing is known yet."
+        lead = f"{counts.ended} of {counts.planned} trials have ended, none with a held-out loss. {known}"
         return Answer("No trial has finished yet.", lead, (), _unfinished(counts), speaks=False)
-    if not forecasts or isinstance(forecasts[0].loss, Refused):
-        return _refusal(state, law, forecasts[0] if forecasts else None, counts)
-    return _recommendation(forecasts[0], forecasts[0].loss, law, counts, further_table(forecasts[1:]))
+    fronts = pareto_fronts_data(state)
+    cheaper = (("Cheaper models", read_pareto_fronts(fronts)),) if fronts.fronts else ()
+    if not isinstance(law.chosen, Refused) and not forecasts:
+        found = _law_alone(state, law, law.chosen, counts)
+    elif not forecasts or isinstance(forecasts[0].loss, Refused):
+        found = _refusal(state, law, forecasts[0] if forecasts else None, counts)
+    else:
+        found = _recommendation(forecasts[0], forecasts[0].loss, law, counts, further_table(forecasts[1:]))
+    return replace(found, facts=(*found.facts, *cheaper))
+
+
+def _law_alone(state: StudyState, law: Law, chosen: PowerLaw, counts: Counts) -> Answer:
+    """What is known where the law speaks, but no budget was named to forecast."""
+    bound = law.confidence
+    lead = (
+        f"The law speaks: held-out loss falls as C^-{number(chosen.exponent.value)} ({percent_of(bound)} interval of "
+        f"the exponent {interval(chosen.exponent)}) over {len(law.budgets)} budgets."
+    )
+    facts = (*_best_known(state), ("A forecast of any budget", 'convscale law STUDY --budget "1e21 FLOPs"'))
+    notes = (*_unfinished(counts), *_unsure(law))
+    return Answer("No next budget is known: name one to get its forecast.", lead, facts, notes, speaks=False)
+
+
+def _best_known(state: StudyState) -> tuple[tuple[str, str], ...]:
+    best = best_rows(state)[-1]
+    budget = state.budgets[best.budget]
+    known = (
+        f"{best.variant} for {number(best.epochs, trim=True)} epochs with learning rate "
+        f"{number(best.learning_rate, trim=True)}: held-out loss {loss_of(budget.best_loss, seeds_of(budget))}"
+    )
+    return ((f"Best at {best.budget}", known),)
 
 
 def _recommendation(ahead: BudgetForecast, loss: Estimate, law: Law, counts: Counts, further: Table | None) -> Answer:
@@ -136,15 +170,11 @@ def further_table(forecasts: Sequence[BudgetForecast]) -> Table | None:
 
 
 def _refusal(state: StudyState, law: Law, ahead: BudgetForecast | None, counts: Counts) -> Answer:
-    best = best_rows(state)[-1]
-    known = (
-        f"{best.variant} for {number(best.epochs, trim=True)} epochs with learning rate "
-        f"{number(best.learning_rate, trim=True)}: held-out loss {number(best.heldout_loss)}"
-    )
-    facts = {f"Best at {best.budget}": known, "What would make it speak": _missing(state)}
+    facts = dict(_best_known(state)) | {"What would make it speak": _missing(state)}
     if ahead is not None and (training := _training(ahead)):
         facts[f"A guess at {ahead.label}"] = training
-    lead = sentence(law.chosen.reason) if isinstance(law.chosen, Refused) else "Which budget comes next is not known."
+    refused = law.chosen if ahead is None or isinstance(ahead.loss, Estimate) else ahead.loss
+    lead = sentence(refused.reason) if isinstance(refused, Refused) else ""
     notes = (*_unfinished(counts), *map(sentence, () if ahead is None else ahead.notes))
     return Answer("The data cannot say yet what to train next.", lead, tuple(facts.items()), notes, speaks=False)
 
@@ -164,9 +194,10 @@ def _unsure(law: Law) -> tuple[str, ...]:
 
 
 def _unfinished(counts: Counts) -> tuple[str, ...]:
-    if counts.ended >= counts.planned:
+    if counts.over:
         return ()
-    return (f"The search is not over: {counts.ended} of {counts.planned} trials have ended; the answer may change.",)
+    so_far = f"{counts.ended} of {counts.planned} trials have ended{counts.of_budgets}"
+    return (f"The search is not over: {so_far}; the answer may change.",)
 
 
 def sentence(text: str) -> str:

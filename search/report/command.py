@@ -38,6 +38,6 @@ def write_report(path: Path, output: Path | None, console: Console) -> None:
     state = StudyState.of(records)
     target = local_folder(study, folder) / NAME if output is None else output
     found = findings_of(records, state, study)
-    page = report_of(records, state, found.law, forecasts=found.forecasts, pictures=found.pictures)
+    page = report_of(records, state, found.law, forecasts=found.forecasts, pictures=found.pictures, study=study)
     write_page(render(page), target)
     tell(console, f"Report: {shown(target)}")

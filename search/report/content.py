@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from search.figures.album import Picture
+from search.figures.fronts import pareto_fronts_data
 from search.law import Law
 from search.law.forecast import BudgetForecast
 from search.ledger import Record
@@ -20,10 +21,12 @@ from search.report.tables import (
     budgets_table,
     counts_of,
     foretold_table,
+    fronts_table,
     problems_of,
     time_table,
 )
 from search.state import StudyState
+from search.study import Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Report:
     pictures: tuple[Picture, ...]
     foretold: Table | None
     best: Table | None
+    fronts: Table | None
     budgets: Table | None
     time: Table | None
     problems: Problems
@@ -52,21 +56,24 @@ def report_of(
     *,
     forecasts: Sequence[BudgetForecast] = (),
     pictures: Sequence[Picture] = (),
+    study: Study | None = None,
 ) -> Report:
     """The report of a run, from its ledger's records, the `state` they fold into, and the `law` fitted to that.
 
-    Of the `forecasts` the first is the next budget. `law` is None where nothing has finished.
+    Of the `forecasts` the first is the next budget. `law` is None where nothing has finished. The `study`, if it is
+    given, tells which budgets are still to come.
     """
     opened = state.opened
     return Report(
         study=str(opened.get("study", "")),
         run=str(opened.get("run", "")),
-        counts=counts_of(state),
-        answer=answer_of(state, law, forecasts),
-        fitted=None if law is None else fitted_of(law),
+        counts=counts_of(state, study),
+        answer=answer_of(state, law, forecasts, study),
+        fitted=None if law is None else fitted_of(law, forecasts),
         pictures=tuple(picture for picture in pictures if not picture.empty),
         foretold=foretold_table(state),
         best=best_table(state),
+        fronts=fronts_table(pareto_fronts_data(state)),
         budgets=budgets_table(state),
         time=time_table(state),
         problems=problems_of(state),
@@ -86,7 +93,9 @@ def _facts(records: Sequence[Record], state: StudyState, law: Law | None) -> tup
     )
     slices = sorted({f"{s['slices']} x {s['cores_per_slice']} cores" for s in sessions if s.get("slices")})
     facts = {
-        "Study file": str(opened.get("study_path", "")),
+        "Study file": str(opened.get("study_path", "")).rpartition("/")[
+            2
+        ],  # a report is shared, and folders are private
         "Run": str(opened.get("run", "")),
         "Code version": ", ".join(version for version in versions if version),
         "Data": ", ".join(counts),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from search.figures.fronts import ParetoFronts
+from search.foretold import score_of
 from search.formats import MISSING, duration, number, percent, scientific
 from search.results import BUCKETS, TrialRow, best_rows, ordered_budgets, time_split, trial_rows
-from search.state import StudyState
+from search.state import BudgetState, StudyState
+from search.study import Study
 
 SHOWN: Final = 12  # of the trials that failed or diverged, the rest is counted
 
@@ -44,20 +47,37 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many trials there are, by how they ended, over the study."""
+    """How many trials there are in the budgets opened so far, by how they ended; and whether the search is over.
+
+    `opened` is the number of budgets with trials, of `budgets` in all; `budgets` is 0 where the study was not given.
+    """
 
     planned: int
     outcomes: Counter[str] = field(default_factory=Counter)
+    over: bool = False
+    opened: int = 0
+    budgets: int = 0
 
     @property
     def ended(self) -> int:
         return sum(count for outcome, count in self.outcomes.items() if outcome != "unfinished")
 
+    @property
+    def of_budgets(self) -> str:
+        """Which budget the search is at: " (budget 1 of 3)"; "" where it is over, or the study was not given."""
+        return f" (budget {self.opened} of {self.budgets})" if self.budgets and not self.over else ""
 
-def counts_of(state: StudyState) -> Counts:
-    """The trials of a study by outcome, and how many are planned in the budgets opened so far."""
+
+def counts_of(state: StudyState, study: Study | None = None) -> Counts:
+    """The trials of a run by outcome, how many are planned in the budgets opened so far, and whether that is all.
+
+    The search is over where the ledger says so, and where the `study`, if it is given, has no budget beyond.
+    """
     planned = sum(budget.trials_total for budget in state.budgets.values())
-    return Counts(planned, Counter(trial.outcome or "unfinished" for trial in state.trials.values()))
+    outcomes: Counter[str] = Counter(trial.outcome or "unfinished" for trial in state.trials.values())
+    opened = len(state.budgets)
+    budgets = 0 if study is None else max(opened, len(study.budgets))
+    return Counts(planned, outcomes, state.ended and opened >= budgets, opened, budgets)
 
 
 def best_table(state: StudyState) -> Table | None:
@@ -68,7 +88,7 @@ def best_table(state: StudyState) -> Table | None:
             row.variant,
             number(row.epochs, trim=True),
             number(row.learning_rate, trim=True),
-            number(row.heldout_loss),
+            loss_of(state.budgets[row.budget].best_loss, seeds_of(state.budgets[row.budget])),
             percent(row.heldout_accuracy),
             scientific(row.flops),
             hours(row.core_hours),
@@ -119,26 +139,63 @@ def time_table(state: StudyState) -> Table | None:
 
 
 def foretold_table(state: StudyState) -> Table | None:
-    """What was forecast of each budget before its first trial, and what its best came to; None where nothing was."""
+    """What was forecast of each closed budget before its first trial, and what came of it; None where nothing was."""
     rows = []
     for budget in ordered_budgets(state):
-        said = (budget.forecast or {}).get("loss")
-        if budget.best is None or not isinstance(said, Mapping) or not isinstance(said.get("value"), float):
+        if (score := score_of(budget)) is None:
             continue
-        loss, best = float(said["value"]), budget.best.heldout_loss
-        low, high = float(said["low"]), float(said["high"])
         rows.append(
             (
                 budget.label,
-                number(loss),
-                f"{number(low)} to {number(high)}",
-                number(best),
-                f"{100 * (loss / best - 1):+.1f} %",
-                "inside" if low <= best <= high else "outside",
+                number(score.predicted),
+                f"{number(score.low)} to {number(score.high)}",
+                number(score.actual),
+                f"{100 * score.error:+.1f} %",
+                "inside" if score.inside else "outside",
+                f"{score.variant or MISSING} at {number(score.learning_rate, trim=True)}",
+                f"{score.best_variant} at {number(score.best_learning_rate, trim=True)}",
             )
         )
-    columns = ("budget", "forecast", "interval", "came out as", "error", "of the interval")
+    columns = (
+        "budget", "forecast", "interval", "came out as", "error", "of the interval", "recommended", "was best",
+    )  # fmt: skip
     return Table("Forecasts made before each budget was searched", columns, tuple(rows)) if rows else None
+
+
+def fronts_table(data: ParetoFronts) -> Table | None:
+    """The Pareto front of every budget that was searched with a second objective; None where none was."""
+    rows = [
+        (
+            front.budget,
+            point.variant,
+            number(point.epochs, trim=True),
+            number(point.learning_rate, trim=True),
+            loss_of(point.heldout_loss, point.seeds),
+            number(point.cost),
+        )
+        for front in data.fronts
+        for point in front.front
+    ]
+    columns = ("budget", "variant", "epochs", "learning rate", "held-out loss", data.objective)
+    return Table(f"Pareto front of held-out loss and {data.objective}", columns, tuple(rows), names=2) if rows else None
+
+
+def loss_of(loss: float, seeds: int) -> str:
+    """A loss, and of how many seeds it is the mean."""
+    return number(loss) + (f" (mean of {seeds} seeds)" if seeds > 1 else "")
+
+
+def seeds_of(budget: BudgetState) -> int:
+    """How many trials the loss of a budget's best point is the mean of."""
+    best = budget.best
+    return (
+        0
+        if best is None
+        else sum(
+            trial.outcome == "finished" and (trial.variant, trial.learning_rate) == (best.variant, best.learning_rate)
+            for trial in budget.trials
+        )
+    )
 
 
 def problems_of(state: StudyState) -> Problems:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 import math
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import samplers
+from benchmarks import sampler_peers, samplers
 from benchmarks.proposal import history
-from benchmarks.sampler_peers import PRUNING, searchers
-from benchmarks.sampler_scores import Score, Step, compute_per_cell, found_at, hidden, ratio, score, summarise
-from benchmarks.samplers import Task, run
+from benchmarks.sampler_peers import PRUNING, Place, most_trials, searchers, steps_of
+from benchmarks.sampler_scores import (
+    Score,
+    Step,
+    compute_per_cell,
+    compute_spent_per_cell,
+    found_at,
+    hidden,
+    ratio,
+    score,
+    summarise,
+)
+from benchmarks.samplers import FIRST_SEED, Task, run, stock_over
+from search.budgets import MOST_TRIALS_PER_CELL
 from search.recorded import names
+from search.simulate import proposer, simulate
 from search.space import CellSize
-from search.surfaces import Surface
+from search.surfaces import Surface, paper_like, snapped
 
 RATES = (0.1, 0.2, 0.4, 0.8)
 SURFACE = Surface(  # F0 is best at 0.4; F1 is within 1 % of that at 0.1 and 0.2, but its best rate is 0.8
@@ -38,7 +52,7 @@ def steps(*tried: tuple[str, float, float | None], cost: float = 1.0) -> list[St
 
 
 def a_score(trials: float, cells: int = 2, flops: float = 1.0, surface: str = "a") -> Score:
-    return Score(surface, "made-up", 0, flops, cells, "x", 0, trials, trials, 8, None, None, False, (0.0,) * 5)
+    return Score(surface, "made-up", 0, flops, cells, "x", 0, trials, trials, 8, None, None, None, False, (0.0,) * 5)
 
 
 def test_found_is_the_first_trial_after_which_the_incumbent_is_a_good_point() -> None:
@@ -93,6 +107,55 @@ def test_what_a_sampler_spent_is_told_where_it_stops_by_itself() -> None:
     assert (summary.spent, summary.spent_compute, summary.right) == (1.0, 1.0, 1.0)
 
 
+def test_stock_tpe_s_compute_is_told_over_that_until_found_and_over_that_until_it_stops() -> None:
+    tried = steps(("F0", 0.4, 2.0), ("F0", 0.2, 2.2), ("F0", 0.1, 3.0))
+    ours = [score(SURFACE, 0, "trend", 0, tried, given_up=8, stops=True)]
+    stock = [
+        score(SURFACE, 0, "stock tpe", 0, steps(*[("F0", 0.2, 2.2)] * 5, ("F0", 0.4, 2.0)), given_up=8, stops=False)
+    ]
+    found, stopped = stock_over(ours, {"stock tpe": stock})
+    assert found is not None
+    assert stopped is not None
+    assert (found.value, stopped.value) == (6.0, 2.0)
+    assert stock_over(stock, {"stock tpe": stock})[1] is None, "it never stops"
+
+
+def test_where_cells_take_different_flops_each_trial_counts_with_its_own() -> None:
+    surface = replace(SURFACE, trial_flops=((1e18, 3e18),))
+    trials = simulate(surface, "grid", seed=0, trials=2)[0]
+    assert [trial.variant for trial in trials] == ["F0", "F1"]
+    tried = steps_of(surface, trials)
+    assert [step.cost for step in tried] == [0.5, 1.5]
+    found = score(surface, 0, "x", 0, tried[:1], given_up=8, stops=True)
+    assert (found.flops, found.spent, found.spent_cost) == (2e18, 1, 0.5)
+    assert compute_spent_per_cell([found]) == 0.25
+
+
+@pytest.mark.parametrize("draw", [paper_like, snapped])
+def test_a_trial_in_every_point_costs_the_grid(draw: Callable[[int], Surface]) -> None:
+    surface = draw(FIRST_SEED)
+    for budget, trials in enumerate(simulate(surface, "grid", seed=0)):
+        assert sum(step.cost for step in steps_of(surface, trials)) == pytest.approx(surface.points(budget))
+
+
+def test_trend_that_would_never_stop_is_ended_where_a_search_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    surface = paper_like(1)
+    monkeypatch.setattr(sampler_peers, "proposer", lambda name, doubt: proposer("grid"))
+    ran = [len(here) for here in searchers()["trend"].search(Place(surface), 0)]
+    assert ran == most_trials(surface) == [MOST_TRIALS_PER_CELL * len(here) for here in surface.cells]
+    assert most_trials(replace(SURFACE, learning_rates=RATES[:2])) == [4], "no point is tried twice"
+
+
+def test_draws_are_fresh_unless_others_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"paper_like": 2, "snapped": 1, "hostile": 1, "recorded": 1, "gp": 0, "slices": 1, "searchers": ["grid"]}
+    fresh = [
+        task.number for task in samplers.tasks(Namespace(**few, first_seed=FIRST_SEED)) if task.family != "recorded"
+    ]
+    assert fresh == [FIRST_SEED, FIRST_SEED + 1, *[FIRST_SEED] * 8]
+    old = [task.seed for task in samplers.tasks(Namespace(**few, first_seed=0))]
+    assert set(old) == {0, 1}
+
+
 def test_compute_weighs_budgets_by_their_size() -> None:
     assert compute_per_cell([a_score(2, flops=1.0), a_score(8, flops=3.0)]) == pytest.approx((2 + 3 * 8) / (2 + 3 * 2))
 
@@ -125,11 +188,12 @@ def test_a_history_has_as_many_finished_trials_as_asked_for() -> None:
 def test_the_benchmark_prints_its_tables_and_writes_json_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("--paper-like=2", "--hostile=1", "--recorded=1", "--processes=1", f"--out={tmp_path}")
+    few = ("--paper-like=2", "--snapped=1", "--hostile=1", "--recorded=1", "--processes=1", f"--out={tmp_path}")
     monkeypatch.setattr(sys, "argv", ["samplers", *few, "--searchers", "random", "grid"])
     samplers.main()
     printed = capsys.readouterr().out
     assert "paper-like: until each budget's best is found" in printed
     content = json.loads((tmp_path / "samplers.json").read_text())
     assert set(content["summaries"]["jumpy"]) == {"random", "grid"}
+    assert content["first_seed"] == FIRST_SEED
     assert (tmp_path / "samplers.png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies
+from rich.cells import cell_len
 from rich.console import Console
 
 from search import cli
@@ -29,6 +30,7 @@ from search.tracking import sync
 from search.tracking_server import FoundExperiment, FoundRun
 from search.tracking_uri import default_uri
 from tests.search.ledgers import synthetic_records
+from tests.search.seeded_ledger import two_seeds
 
 FLOPS = "6e11 FLOPs"
 
@@ -137,6 +139,44 @@ def test_so_many_of_each_budget_as_asked_for(records: list[Record]) -> None:
     assert title(replace(every[1], labels=("4 core-hours",))) == "Budget 4 core-hours (6.0e11 FLOPs): 15 trials"
 
 
+def test_points_of_several_seeds_are_ranked_by_their_mean_then_by_loss() -> None:
+    comparison = compare(trials(two_seeds()))[0]
+    assert [(t.trial_id[-3:], t.mean_loss, t.seeds) for t in comparison.trials] == [
+        ("001", 0.3, 1),
+        ("000", pytest.approx(0.4), 2),
+        ("003", pytest.approx(0.4), 2),
+        ("002", 0.5, 1),
+    ]
+    state = StudyState.of(two_seeds()).budgets[comparison.labels[0]]
+    assert state.best is not None
+    assert comparison.trials[0].trial_id == state.best.trial_id
+    assert comparison.best_loss == state.best_loss
+    assert [comparison.gap(trial) for trial in comparison.trials] == pytest.approx([0, 0.1, 0.1, 0.2])
+
+
+def test_the_mean_of_a_point_is_over_all_its_seeds_whichever_are_shown() -> None:
+    shown = compare(trials(two_seeds()), top=2)[0].trials
+    assert [(trial.trial_id[-3:], trial.seeds) for trial in shown] == [("001", 1), ("000", 2)]
+    assert shown[1].mean_loss == pytest.approx(0.4)
+
+
+def test_seeds_of_one_study_are_not_another_studys() -> None:
+    ours, theirs = two_seeds(), opened_with(two_seeds(), study="theirs")
+    moved = opened_with(two_seeds(), later_s=1e6)  # of the same name, elsewhere
+    assert {t.seeds for t in compare(trials(ours, theirs, moved))[0].trials} == {1, 2}
+
+
+def test_a_seed_that_did_not_finish_counts_neither_in_the_mean_nor_as_a_seed() -> None:
+    records = two_seeds()
+    for record in records:
+        if record.event == "trial_ended" and record["trial"].endswith("003"):
+            record.fields["outcome"] = "diverged"
+    found = compare(trials(records))[0].trials
+    assert [(t.trial_id[-3:], t.seeds) for t in found] == [("000", 1), ("001", 1), ("002", 1), ("003", 1)]
+    assert found[0].mean_loss == 0.2
+    assert math.isnan(found[-1].mean_loss)
+
+
 @given(
     strategies.lists(
         strategies.tuples(strategies.sampled_from([1e9, 2e9, 4e9]), strategies.floats(0.01, 10) | strategies.none())
@@ -197,9 +237,12 @@ def test_only_what_differs_is_a_column_and_the_rest_is_said_once(records: list[R
     comparison = of_budget(compare(trials(records)))
     assert comparison.differing == ["variant", "epochs", "learning_rate", "seed"]
     assert alike(comparison) == "the same in all: study digits, run run-1, batch size 64"
-    one = replace(comparison, trials=tuple(t for t in comparison.trials if t.settings["variant"] == "F1"))
+    of_f1 = tuple(t for t in comparison.trials if t.settings["variant"] == "F1")
+    one = replace(comparison, trials=of_f1, total=len(of_f1))
     assert one.differing == ["learning_rate", "seed"]
     assert alike(one) == "the same in all: study digits, run run-1, variant F1, epochs 36.2978, batch size 64"
+    best = compare(trials(records), top=2)[1]
+    assert alike(best).startswith("the same in those shown: study digits")
     assert (replace(one, trials=one.trials[:1]).differing, alike(replace(one, trials=one.trials[:1]))) == ([], "")
 
 
@@ -297,6 +340,46 @@ def test_a_table_fits_the_terminal_and_says_what_it_left_out(records: list[Recor
     assert ("for want of room" in text) == (width < 100)
     assert "loss" in text
     assert "variant" in text
+
+
+def test_no_cell_is_cut_and_no_column_dropped_that_there_is_room_for(records: list[Record]) -> None:
+    """Letters may be two cells wide, and the widest cell stands in any row."""
+    comparison = of_budget(compare(trials(records)))
+    comparison = replace(
+        comparison,
+        trials=tuple(
+            replace(trial, settings={**trial.settings, "model.name": "学" * (k % 5)})
+            for k, trial in enumerate(comparison.trials)
+        ),
+    )
+    left_out = []
+    for width in range(45, 140):
+        lines = printed(comparison, width).splitlines()
+        note = lines.pop() if "for want of room" in lines[-1] else ""
+        assert max(map(cell_len, lines[2:])) <= width
+        assert "…" not in "".join(lines)
+        left_out.append((note.count(","), max(map(cell_len, lines[2:]))))
+    dropped = [count for count, _ in left_out]
+    assert dropped == sorted(dropped, reverse=True)
+    for (count, taken), (fewer, _), width in zip(left_out[1:], left_out, range(46, 140), strict=False):
+        assert count == fewer or taken == width  # a column comes back at the very width that it takes
+
+
+def test_means_are_columns_where_a_point_was_run_with_several_seeds(records: list[Record]) -> None:
+    comparison = compare(trials(two_seeds()))[0]
+    by_name = {column.name: column for column in columns(comparison)}
+    assert [by_name[name].heading for name in ("mean_heldout_loss", "seeds")] == ["mean", "seeds"]
+    assert by_name["mean_heldout_loss"].cells == ("0.3000", "0.4000", "0.4000", "0.5000")
+    assert by_name["seeds"].cells == ("1", "2", "2", "1")
+    assert by_name["gap"].cells == ("-", "+0.10", "+0.10", "+0.20")
+    assert not {"mean_heldout_loss", "seeds"} & {column.name for column in columns(compare(trials(records))[0])}
+    out = io.StringIO()
+    write_csv([comparison], out)
+    rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert [(float(row["mean_heldout_loss"]), row["seeds"]) for row in rows[:2]] == [
+        (0.3, "1"),
+        (pytest.approx(0.4), "2"),
+    ]
 
 
 def test_the_markdown_is_a_table_for_each_budget(records: list[Record]) -> None:
@@ -420,6 +503,15 @@ def test_exports_go_to_files_or_alone_to_standard_output(here: Path, called: Cal
     assert called("digits.yaml", "--csv", "-")[1] == Path("all.csv").read_text()
     assert called("digits.yaml", "--markdown", "-")[1] == Path("all.md").read_text()
     assert len(Path("all.csv").read_text().splitlines()) == 7
+
+
+def test_an_export_of_the_best_says_that_it_holds_no_more(here: Path, called: Called) -> None:
+    note = "--csv: has the best 1 of each budget alone; leave --top out to export every trial"
+    assert note in called("digits.yaml", "--top", "1", "--csv", "best.csv")[1].splitlines()
+    _, out, err = called("digits.yaml", "--top", "1", "--csv", "-")
+    assert err.splitlines() == [note]
+    assert out == Path("best.csv").read_text()
+    assert "--csv" not in "".join(called("digits.yaml", "--top", "2", "--csv", "all.csv")[1:])
 
 
 def test_experiments_can_be_named_at_an_address(here: Path, called: Called) -> None:

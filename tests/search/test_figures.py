@@ -19,7 +19,7 @@ from search.figures import (
     search_progress_data,
 )
 from search.figures.marks import titled_figure
-from search.figures.trials import between, size
+from search.figures.trials import between, means, size
 from search.formats import number
 from search.plotting import budget_colours, colours, log_ticks
 from search.state import StudyState
@@ -155,7 +155,54 @@ def test_a_loss_that_no_axis_can_show_is_never_the_best_so_far() -> None:
         assert math.isfinite(budget.steps[3].best)
 
 
+# ---------------------------------------------------------------- seeds
+
+
+@pytest.fixture
+def seeded() -> StudyState:
+    """F0 at 0.2 was lucky once and unlucky once; F0 at 0.1 is better on the mean."""
+    records = synthetic_records(budgets=[2e11], trials=9)
+    lots = {"000": (0.2, 0.5), "001": (0.2, 0.9), "002": (0.1, 0.6)}
+    for record in records:
+        place = str(record.fields.get("trial", ""))[-3:]
+        rate, loss = lots.get(place, (0.4, 1.2))
+        if record.event == "trial_suggested":
+            record.fields.update(variant="F0", learning_rate=rate)
+        elif record.event == "trial_ended":
+            record.fields["outcome"] = "finished"
+            record["result"]["heldout_loss"] = loss
+    return StudyState.of(records)
+
+
+def test_figures_take_the_mean_over_seeds_and_not_the_luckiest(seeded: StudyState) -> None:
+    (valley,) = learning_rate_valley_data(seeded).valleys
+    assert valley.best is not None
+    assert (valley.best.learning_rate, valley.best.loss, valley.best.seeds) == (0.1, 0.6, 1)
+    by_rate = {point.learning_rate: point for point in means(valley.finished)}
+    assert [by_rate[rate].seeds for rate in (0.1, 0.2, 0.4)] == [1, 2, 6]
+    assert by_rate[0.2].loss == pytest.approx(0.7)
+    (progress,) = search_progress_data(seeded).budgets
+    assert [step.best for step in progress.steps[:3]] == [0.5, pytest.approx(0.7), 0.6]
+    assert progress.found == 3
+
+
+def test_a_best_that_is_a_mean_says_of_how_many_seeds(seeded: StudyState) -> None:
+    for trial in seeded.trials.values():
+        if trial.learning_rate == 0.1:
+            trial.result["heldout_loss"] = 0.8
+    assert "loss is 0.700, mean of 2 seeds, reached by F0." in read_loss_vs_compute(loss_vs_compute_data(seeded))
+
+
 # ---------------------------------------------------------------- what they say, and how they look
+
+
+def test_where_every_trial_diverged_the_range_is_told() -> None:
+    records = synthetic_records(trials=6)
+    for record in records:
+        if record.event == "trial_ended":
+            record.fields["outcome"] = "diverged"
+    said = read_learning_rate_valley(learning_rate_valley_data(StudyState.of(records)))
+    assert said == "Every learning rate from 0.1 to 0.2 diverged; search below 0.1."
 
 
 def test_a_reading_says_what_the_data_say(state: StudyState) -> None:

@@ -128,6 +128,65 @@ def test_a_single_learning_rate_bounds_nothing() -> None:
     data = rates_vs_epochs_data(*fitted(synthetic_records(budgets=BUDGETS, trials=3)))
     assert {one.bound for one in data.optima} == {"unknown"}
     assert "at an edge" not in read_rates_vs_epochs(data)
+    assert read_rates_vs_epochs(data).startswith("No cell has tried two learning rates yet. In 18 cells only one rate")
+
+
+def test_cells_with_one_rate_are_no_finding_and_are_counted_apart() -> None:
+    records = [
+        record
+        for record in synthetic_records(budgets=BUDGETS, trials=9)
+        if not (str(record.fields.get("trial", "")).startswith("2e11") and int(record["trial"][-3:]) in (3, 6))
+    ]  # of F0's three rates in the smallest budget one is left
+    data = rates_vs_epochs_data(*fitted(records))
+    (single,) = [one for one in data.optima if one.bound == "unknown"]
+    assert single.variant == "F0"
+    others = sorted(one.epochs for one in data.optima if one.variant == "F0" and one is not single)
+    said = read_rates_vs_epochs(data)
+    assert (
+        f"({number(others[0], 2, trim=True)} to {number(others[-1], 2, trim=True)} epochs)" in said.partition("F1")[0]
+    )
+    assert "of 17 cells have the best rate at an edge" in said
+    assert said.endswith("In one cell only one rate was tried, which says nothing of the optimum.")
+
+
+# ---------------------------------------------------------------- cells that are not tuned
+
+
+def half_tuned() -> tuple[StudyState, Law]:
+    """F0 has many learning rates in every budget, F1 and F3 in the larger three only one, far off."""
+    records = []
+    for record in synthetic_records(budgets=BUDGETS, trials=21):
+        trial = str(record.fields.get("trial", ""))
+        large = not trial.startswith(("2e11", "4.4e11", "9.7e11"))
+        place = int(trial[-3:]) if trial else 0
+        rate = (0.2, 0.1, 0.4, 0.05, 0.8, 0.025, 1.6)[place // 3]
+        if not (trial and large and place % 3 and rate != 0.025):
+            records.append(record)
+    return fitted(records)
+
+
+def test_cells_that_are_not_tuned_are_neither_joined_nor_called_the_best_of_their_variant() -> None:
+    state, law = half_tuned()
+    left_out = {(cell.budget, cell.variant) for cell in law.tuning.left_out}
+    assert left_out
+    data = loss_vs_compute_data(state, law)
+    assert len(data.untuned) == len(left_out)
+    assert len(data.best) + len(data.untuned) == 18
+    assert {point.learning_rate for point in data.untuned} == {0.025}
+    curves = iso_compute_data(state, law)
+    found = {(curve.budget, point.variant) for curve in curves.curves for point in curve.untuned}
+    assert found == left_out
+    assert not any(set(curve.best) & set(curve.untuned) for curve in curves.curves)
+
+
+def test_a_size_that_had_no_tuned_rival_is_not_said_to_lead() -> None:
+    state, law = half_tuned()
+    data = iso_compute_data(state, law)
+    alone = tuple(
+        replace(curve, best=curve.best[:1], untuned=(*curve.best[1:], *curve.untuned), minimum=None, parabola=())
+        for curve in data.curves
+    )
+    assert read_iso_compute(replace(data, curves=alone)).startswith("Which size is best cannot be judged")
 
 
 # ---------------------------------------------------------------- iso-compute curves
@@ -172,7 +231,7 @@ def test_residuals_are_what_the_law_leaves_of_every_budget_and_cell(study: tuple
     for residual, budget in zip(data.frontier, law.budgets, strict=True):
         assert residual.percent == pytest.approx(100 * (budget.loss / law.chosen.loss(budget.flops) - 1))
     assert len(data.cells) == 18
-    assert data.spread > 0
+    assert data.spread == pytest.approx(100 * law.chosen.residual_log_sd)
     assert read_law_residuals(data).startswith("The best losses of the 6 budgets lie within ")
 
 

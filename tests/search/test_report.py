@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,10 @@ from search.law.forecast import BudgetForecast
 from search.ledger import Ledger, Record
 from search.report import Report, findings_of, render, report_of, write_page
 from search.report.answer import answer_of
+from search.report.fitted import fitted_of
+from search.report.tables import counts_of
 from search.state import StudyState
+from search.study import load_study
 from tests.search.ledgers import synthetic_records
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -157,6 +161,21 @@ def test_an_unfinished_search_is_called_so_and_a_finished_one_is_not(whole: list
     assert "The search is not over" not in page_of(whole, forecast()).text()
 
 
+def test_a_search_between_two_budgets_is_not_over(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text(STUDY)
+    study = load_study(tmp_path / "digits.yaml")
+    records = synthetic_records(budgets=[2e11], trials=9)
+    between = StudyState.of(record for record in records if record.event != "study_ended")
+    assert not counts_of(between).over
+    assert counts_of(StudyState.of(records)).over
+    counts = counts_of(StudyState.of(records), study)
+    assert (counts.over, counts.of_budgets) == (False, " (budget 1 of 3)")
+    said = report_of(records, StudyState.of(records), None, study=study).answer.notes
+    assert said == ("The search is not over: 9 of 9 trials have ended (budget 1 of 3); the answer may change.",)
+    whole = counts_of(StudyState.of(synthetic_records(trials=9)), study)
+    assert (whole.over, whole.of_budgets) == (True, "")
+
+
 def test_every_trial_that_diverged_gives_an_answer_too() -> None:
     records = synthetic_records(trials=4)
     for record in records:
@@ -166,6 +185,7 @@ def test_every_trial_that_diverged_gives_an_answer_too() -> None:
     page = page_of(records)
     assert page.of("h2")[0] == "No trial has finished yet."
     assert "12 of 12 trials have ended, none with a held-out loss" in page.text()
+    assert "Every learning rate from 0.1 to 0.2 diverged; search below 0.1." in page.text()
 
 
 def test_a_law_that_refuses_is_no_error_and_its_reasons_are_told_once() -> None:
@@ -175,6 +195,25 @@ def test_a_law_that_refuses_is_no_error_and_its_reasons_are_told_once() -> None:
     assert not answer_of(state, law, ()).speaks
     text = page_of(synthetic_records(budgets=[2e11, 6e11], trials=9)).text()
     assert text.count(law.chosen.reason) <= 2  # in the answer, and in the list of what cannot be said
+
+
+def test_a_law_without_a_budget_to_forecast_is_told_and_how_to_ask_it(whole: list[Record]) -> None:
+    page = page_of(whole)
+    assert page.of("h2")[0] == "No next budget is known: name one to get its forecast."
+    assert "The law speaks: held-out loss falls as C^-" in page.text()
+    assert 'convscale law STUDY --budget "1e21 FLOPs"' in page.text()
+
+
+def test_a_second_objective_has_its_front_in_the_answer_and_as_a_table(whole: list[Record]) -> None:
+    assert report(whole).fronts is None
+    for record in (records := synthetic_records(trials=9)):
+        if record.event == "budget_opened":
+            record.fields["second_objective"] = "parameters"
+    made = report(records, [forecast()])
+    assert made.fronts is not None
+    assert made.fronts.columns[-1] == "parameters"
+    assert {row[0] for row in made.fronts.rows} == {"2e11 FLOPs", "6e11 FLOPs", "1.8e12 FLOPs"}
+    assert dict(made.answer.facts)["Cheaper models"].startswith("At 1.8e12 FLOPs, ")
 
 
 # ---------------------------------------------------------------- the law, and what was run
@@ -194,12 +233,72 @@ def test_the_largest_budget_is_foretold_from_the_others() -> None:
     assert best is not None
     (said,) = [text for text in page_of(records).of("p") if text.startswith("Told from the smaller budgets alone")]
     assert "the loss at 3.2e12 FLOPs would have been " in said
-    assert f"it came out as {number(best.heldout_loss)}: an error of " in said
+    assert re.search(
+        rf"it came out as {number(best.heldout_loss)}, so that was [0-9.]+ % too (high|low), (in|out)side", said
+    )
+
+
+def test_seeds_are_averaged_in_what_is_told_of_the_best_of_a_budget() -> None:
+    records = synthetic_records(budgets=[2e11], trials=9)
+    rates = {record["trial"]: 0.2 for record in records if record.event == "trial_suggested"}
+    for record in records:
+        if record.event == "trial_suggested":
+            record.fields.update(learning_rate=0.2, variant="F0")
+        elif record.event == "trial_ended":
+            record["result"]["heldout_loss"] = 0.5 + 0.1 * (list(rates).index(record["trial"]) % 2)
+    made = report(records).best
+    assert made is not None
+    assert made.rows[0][4] == "0.544 (mean of 9 seeds)"
+
+
+def test_what_the_law_leaves_out_is_told(whole: list[Record]) -> None:
+    law = fit_law(runs_of_state(StudyState.of(whole)), bootstraps=100)
+    assert law.left_out > 0
+    assert f"{law.left_out} runs without a loss were left out." in page_of(whole).of("p")
+    few = synthetic_records(budgets=[2e11 * 2**k for k in range(5)], trials=4)  # F0 has two rates, the others one
+    tuning = fit_law(runs_of_state(StudyState.of(few)), bootstraps=100).tuning
+    assert tuning.left_out
+    assert tuning.text in page_of(few).text()
+
+
+def test_a_forecast_is_told_to_be_an_average_over_floors(whole: list[Record]) -> None:
+    law = fit_law(runs_of_state(StudyState.of(whole)), bootstraps=100)
+    assert not isinstance(law.chosen, Refused)
+    alone = law.chosen.loss(5.4e12)
+    (said,) = [text for text in page_of(whole, forecast()).of("p") if text.startswith("Forecasts average over")]
+    assert said.endswith(f"{'above' if alone <= 0.345 else 'below'} the straight line's {number(alone)}.")
+
+
+def test_a_coefficient_at_a_bound_of_its_fit_is_not_given_as_an_estimate(whole: list[Record]) -> None:
+    law = fit_law(runs_of_state(StudyState.of(whole)), bootstraps=100)
+    assert not isinstance(law.surface, Refused)
+    surface = replace(
+        law.surface,
+        size_exponent=Estimate(3.0, 0.001, 3.0),
+        examples_exponent=Estimate(0.4, 0.3, 0.5),
+        irreducible=Estimate(0.0, 0.0, 0.2),
+    )
+    fitted = fitted_of(replace(law, surface=surface))
+    assert fitted.coefficients is not None
+    rows = {row[0]: row[1:] for row in fitted.coefficients.rows}
+    assert rows["by size and examples: exponent of parameters"] == ("not determined", "-")
+    assert rows["by size and examples: irreducible loss"] == ("not determined", "-")
+    assert rows["by size and examples: exponent of examples"] == ("0.400", "0.300 to 0.500")
+    assert "By size and examples: exponent of parameters" in dict(fitted.refusals)
+
+
+def test_few_budgets_are_not_said_to_show_that_there_is_no_floor() -> None:
+    records = synthetic_records(budgets=[2e11 * 2**k for k in range(5)], trials=21)
+    law = fit_law(runs_of_state(StudyState.of(records)), bootstraps=100)
+    assert not isinstance(law.straightness, Refused)
+    assert law.straightness.chosen == "plain"
+    (said,) = [each for each in fitted_of(law).sentences if each.startswith("Nothing speaks against")]
+    assert "but 5 budgets " in said
 
 
 def test_forecasts_made_before_a_budget_was_searched_stand_beside_what_came(whole: list[Record]) -> None:
     opened = [record for record in whole if record.event == "budget_opened"]
-    said = {"loss": {"value": 0.5, "low": 0.4, "high": 0.6}, "variant": "F1"}
+    said = {"loss": {"value": 0.5, "low": 0.4, "high": 0.6}, "variant": "F1", "learning_rate": 0.2}
     unknown = {"loss": {"refused": "2 budgets given"}}
     made = [
         Record(len(whole), record.time, "forecast_made", {"budget": record["budget"], "forecast": forecast})
@@ -211,7 +310,10 @@ def test_forecasts_made_before_a_budget_was_searched_stand_beside_what_came(whol
     bests = [budget.best.heldout_loss for budget in StudyState.of(whole).budgets.values() if budget.best]
     assert [row[3] for row in table.rows] == [number(loss) for loss in bests[1:]]
     assert [row[5] for row in table.rows] == ["inside" if 0.4 <= loss <= 0.6 else "outside" for loss in bests[1:]]
+    assert [row[6] for row in table.rows] == ["F1 at 0.2"] * 2
     assert report(whole).foretold is None
+    still_open = [record for record in whole if record.event != "budget_closed"]
+    assert report([*still_open, *made]).foretold is None
 
 
 def test_every_budget_is_there_with_its_best_trial_and_how_its_trials_ended(whole: list[Record]) -> None:
@@ -241,7 +343,7 @@ def test_many_that_diverged_are_counted_rather_than_listed() -> None:
 def test_how_it_was_made_is_told(whole: list[Record]) -> None:
     whole[0].fields["data_digest"] = "477e71ea035b"
     facts = dict(report(whole).facts)
-    assert facts["Study file"] == "studies/digits.yaml"
+    assert facts["Study file"] == "digits.yaml"
     assert facts["Data"] == "1,437 to train on, 360 held out, 10 classes"
     assert facts["Digest of the data"] == "477e71ea035b"
     assert facts["Began"] == "2023-11-14 22:13 UTC"

@@ -59,9 +59,42 @@ def test_core_hours_are_those_metered_here_then_those_of_smaller_budgets_then_th
 
 
 def test_the_front_holds_what_nothing_beats_cheapest_first() -> None:
-    trials = [trial("F0", 1.2), trial("F0", 1.1), trial("F1", 1.15), trial("F3", 1.0), trial("F3", None)]
+    elsewhere = replace(trial("F0", 1.2), learning_rate=0.8)
+    trials = [elsewhere, trial("F0", 1.1), trial("F1", 1.15), trial("F3", 1.0), trial("F3", None)]
     front = pareto_front(trials, {"F0": 1.0, "F1": 2.0, "F3": 4.0})
     assert [(each.variant, each.heldout_loss) for each in front] == [("F0", 1.1), ("F3", 1.0)]
+
+
+def test_seeds_count_by_their_mean_and_not_by_the_luckiest() -> None:
+    lucky = [trial("F0", 0.9), trial("F0", 1.3), replace(trial("F0", 1.0), learning_rate=0.8), trial("F3", 0.95)]
+    front = pareto_front(lucky, {"F0": 1.0, "F3": 4.0})
+    assert [(each.variant, each.learning_rate, each.heldout_loss) for each in front] == [
+        ("F0", 0.8, 1.0),
+        ("F3", 0.4, 0.95),
+    ]
+    (mean,) = pareto_front(lucky[:2], {"F0": 1.0})
+    assert mean.seeds == 2
+    assert mean.heldout_loss == pytest.approx(1.1)
+
+
+def test_costs_that_differ_by_less_than_they_are_measured_to_are_equal() -> None:
+    trials = [trial("F0", 1.1), trial("F1", 1.0)]
+    assert [each.variant for each in pareto_front(trials, {"F0": 1.0, "F1": 1.015})] == ["F1"]
+    assert [each.variant for each in pareto_front(trials, {"F0": 1.0, "F1": 1.03})] == ["F0", "F1"]
+
+
+def test_a_figure_of_costs_that_hardly_differ_says_so() -> None:
+    state, _ = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 1.01), objective="core_hours")
+    said = read_pareto_fronts(pareto_fronts_data(state))
+    assert said == "At b all variants take as many core-hours of training, within 2 %; F3 has the lowest loss."
+
+
+def test_a_loss_that_no_axis_can_show_is_left_out_and_its_budget_is_not() -> None:
+    for lost in (0.0, math.inf):
+        state, _ = budget_of(trial("F0", 1.2), trial("F1", lost), trial("F3", 1.0))
+        (front,) = pareto_fronts_data(state).fronts
+        assert [each.variant for each in front.front] == ["F0", "F3"]
+        assert len(front.trials) == 2
 
 
 def test_fronts_are_printed_of_budgets_that_were_searched_for_them() -> None:
@@ -138,9 +171,13 @@ def test_the_front_has_a_figure_where_it_was_asked_for(tmp_path: Path) -> None:
     state, budget = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 4.0), trial("F1", 1.3, 2.0))
     data = pareto_fronts_data(state)
     assert data.objective == "parameters"
-    assert data.fronts[0].front == (("F0", 1e6, 1.2), ("F3", 4e6, 1.0))
+    assert [(each.variant, each.cost, each.heldout_loss) for each in data.fronts[0].front] == [
+        ("F0", 1e6, 1.2),
+        ("F3", 4e6, 1.0),
+    ]
     assert len(data.fronts[0].trials) == 3
-    assert "F3 has the lowest loss, 1.00; F0 takes 0.25 of its parameters at a loss of 1.20" in read_pareto_fronts(data)
+    said = "F3 has the lowest loss, 1.00; F0 takes 0.25 times as many parameters at a loss of 1.20."
+    assert read_pareto_fronts(data).endswith(said)
     draw_pareto_fronts(data, tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "pareto_front" in {picture.name for picture in album(state, None)}

@@ -13,7 +13,7 @@ from search.samplers import SamplerName, propose
 from search.simulate import replay, simulate
 from search.space import Explored, Point, Space
 from search.state import TrialState as Trial
-from search.surfaces import HOSTILE, Surface, paper_like
+from search.surfaces import HOSTILE, Surface, paper_like, snapped
 
 SURFACE = paper_like(0)
 
@@ -116,6 +116,39 @@ def test_the_oldest_trial_ends_first() -> None:
 
     replay(SURFACE, Recorder(), 0, seed=0, slices=2, enough=enough)
     assert seen == [[], [False], [True, False], [True, True, False], [True, True, True, False]]
+
+
+def test_a_trial_of_a_cheaper_cell_ends_before_a_dearer_one_that_began_first() -> None:
+    surface = snapped(0)
+    flops = {cell.variant: surface.flops(0, cell.variant) for cell in surface.cells[0]}
+    dear, cheap = max(flops, key=lambda name: flops[name]), min(flops, key=lambda name: flops[name])
+    assert flops[cheap] < flops[dear]
+    order = [Point(dear, rate) for rate in surface.learning_rates[:1]]
+    order += [Point(cheap, rate) for rate in surface.learning_rates[:2]]
+    seen: list[list[bool]] = []
+
+    def given(
+        space: Space,
+        trials: Sequence[Trial],
+        *,
+        seed: int,
+        worst_loss: float,
+        smaller: Sequence[Explored] = (),
+        batch_size: int = 4096,
+    ) -> Point:
+        seen.append([trial.outcome is not None for trial in trials])
+        return order[len(trials)]
+
+    trials = replay(surface, given, 0, seed=0, trials=3, slices=2)
+    assert seen == [[], [False], [False, True]]
+    assert [trial.flops for trial in trials] == [flops[dear], flops[cheap], flops[cheap]]
+
+
+def test_a_limit_may_be_given_for_each_budget() -> None:
+    limits = list(range(1, len(SURFACE.budgets) + 1))
+    assert [len(trials) for trials in simulate(SURFACE, "random", seed=0, trials=limits)] == limits
+    with pytest.raises(ValueError, match="shorter"):
+        simulate(SURFACE, "random", seed=0, trials=limits[1:])
 
 
 def test_a_budget_ends_when_the_sampler_has_nothing_more_to_propose() -> None:

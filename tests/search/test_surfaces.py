@@ -11,9 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.families import ModelSize
-from search.surfaces import CLASSES, EPOCHS, HOSTILE, IMAGES, PAPER_SIZES, Surface, paper_like
+from search.budgets import _allowed_epochs
+from search.sections import Epochs
+from search.surfaces import (
+    CLASSES,
+    EPOCH_GRID,
+    EPOCHS,
+    HOSTILE,
+    IMAGES,
+    PAPER,
+    PAPER_SIZES,
+    Surface,
+    paper_like,
+    snapped,
+)
 
-FAMILIES = {"paper-like": paper_like, **HOSTILE}
+FAMILIES = {**PAPER, **HOSTILE}
+ON_GRID = ("paper-like, snapped",)
 SEEDS = range(60)
 
 
@@ -58,7 +72,8 @@ def test_a_surface_is_a_study_that_could_be_run(family: str, seed: int) -> None:
     for budget, here in zip(surface.budgets, surface.cells, strict=True):
         assert len(here) >= 2
         for cell in here:
-            assert cell.epochs == pytest.approx(budget / (cell.flops_per_image * IMAGES))
+            exact = budget / (cell.flops_per_image * IMAGES)
+            assert cell.epochs == pytest.approx(exact) or family in ON_GRID
             assert EPOCHS[0] <= cell.epochs <= EPOCHS[1]
     assert [len(here) for here in surface.losses] == [len(here) for here in surface.cells]
     assert all(len(losses) == len(surface.learning_rates) for _, _, losses in finite(surface))
@@ -167,6 +182,48 @@ def test_variants_differ_by_a_few_per_cent_at_equal_compute() -> None:
             best = [min(losses) for losses in here]
             spreads.append(max(best) / min(best) - 1)
     assert 0.01 < statistics.median(spreads) < 0.08
+
+
+# ---------------------------------------------------------------- with the paper's epochs
+
+
+def test_snapped_epochs_are_those_that_a_study_with_the_paper_s_grid_gives_its_cells() -> None:
+    study = Epochs(grid=EPOCH_GRID)
+    seen = set()
+    for seed in SEEDS:
+        surface = snapped(seed)
+        variants = {cell.variant for here in surface.cells for cell in here}
+        for budget, here in zip(surface.budgets, surface.cells, strict=True):
+            every = {name: _allowed_epochs(study, budget / (6 * macs * IMAGES)) for name, _, macs in PAPER_SIZES}
+            bought = {name: epochs for name, epochs in every.items() if epochs is not None and name in variants}
+            assert {cell.variant: cell.epochs for cell in here} == bought
+            seen |= set(bought.values())
+    assert seen == set(EPOCH_GRID)
+
+
+def test_a_snapped_trial_takes_the_flops_of_its_epochs_which_differ_up_to_twofold_within_a_budget() -> None:
+    spreads = []
+    for seed in SEEDS:
+        surface = snapped(seed)
+        for budget, here in enumerate(surface.cells):
+            flops = [surface.flops(budget, cell.variant) for cell in here]
+            assert flops == [cell.epochs * cell.flops_per_image * IMAGES for cell in here]
+            assert all(1 / math.sqrt(2.001) < one / surface.budgets[budget] < math.sqrt(2.001) for one in flops)
+            assert surface.mean_flops(budget) == pytest.approx(statistics.fmean(flops))
+            spreads.append(max(flops) / min(flops))
+    assert 1.8 < max(spreads) < 2.001
+
+
+def test_no_snapped_cell_is_trained_alike_in_two_budgets() -> None:
+    for seed in SEEDS:
+        cells = [(cell.variant, cell.epochs) for here in snapped(seed).cells for cell in here]
+        assert len(set(cells)) == len(cells)
+
+
+def test_elsewhere_a_trial_takes_its_budget() -> None:
+    surface = paper_like(0)
+    assert {surface.flops(1, cell.variant) for cell in surface.cells[1]} == {surface.budgets[1]}
+    assert surface.mean_flops(1) == surface.budgets[1]
 
 
 # ---------------------------------------------------------------- what the others break

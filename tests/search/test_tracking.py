@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import math
 import re
 import sqlite3
@@ -16,8 +18,10 @@ from typing import Any
 import pytest
 import requests
 import sqlalchemy
+from rich.console import Console
 
 from search import tracking_server
+from search.commands import sync_study
 from search.ledger import Record
 from search.state import StudyState
 from search.tracked_page import ALL_TRIALS, VIEW_PREFIX, view_id
@@ -27,6 +31,7 @@ from search.tracking_errors import is_outage, is_refusal
 from search.tracking_uri import TrackingError, check_uri, default_uri
 from tests.search.ledgers import synthetic_records
 from tests.search.mlflow_server import free_port, server
+from tests.search.seeded_ledger import two_seeds
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +243,24 @@ def test_a_forecast_is_there_before_its_budget_starts_and_scored_after(low: floa
     assert budget.changes(-1).tags["forecast"] == f"{'inside' if inside else 'outside'} its interval"
     study = [(point.name, point.step) for point in tracked.runs["study"].changes(-1).points]
     assert {("forecast_loss", 1), ("best_heldout_loss", 1)} <= set(study)
+
+
+def test_the_best_loss_of_a_budget_and_its_forecasts_error_are_means_over_seeds() -> None:
+    records = two_seeds({"value": 0.36, "low": 0.25, "high": 0.5})
+    tracked = TrackedStudy("digits", "run-1")
+    for record in records:
+        tracked.apply(record)
+    state = StudyState.of(records).budgets["2e11 FLOPs"]
+    run = tracked.runs["budget 2e11 FLOPs"].changes(-1)
+    # 000 is the best until its second seed is worse than 001, which ended in between
+    best = [(point.step, point.value) for point in run.points if point.name == "best_heldout_loss"]
+    assert best == [(1, 0.2), (4, 0.3)]
+    assert best[-1][1] == state.best_loss
+    (error,) = [point.value for point in run.points if point.name == "forecast_error"]
+    assert error == pytest.approx(0.36 / state.best_loss - 1)
+    assert run.tags["forecast"] == "inside its interval"
+    points = tracked.runs["study"].changes(-1).points
+    assert [point.value for point in points if point.name == "best_heldout_loss"] == [0.3] * 3
 
 
 def test_where_there_is_no_forecast_of_the_loss_the_budget_says_why() -> None:
@@ -759,3 +782,61 @@ def test_a_server_that_comes_late_and_restarts_gets_everything(
         assert essence(contents(uri)) == essence(whole)
     assert ["cannot be reached" in line for line in said] == [True, False, True, False]
     assert f"delivered {third} events" in said[1]
+
+
+# ---------------------------------------------------------------- the command sync
+
+
+@pytest.fixture
+def study(records: list[Record], storage: Path) -> Path:
+    """A study file whose newest run, beside an empty database of MLflow, is that of the records."""
+    folder = storage / "digits" / "run-1"
+    folder.mkdir(parents=True)
+    (folder / "ledger.jsonl").write_text("".join(f"{record.to_json()}\n" for record in records))
+    values = {"name": "digits", "data": {"source": "digits", "image_size": 32}, "budgets": ["2e11 FLOPs"]}
+    path = storage / "digits.yaml"
+    path.write_text(json.dumps(values | {"storage": str(storage)}))
+    return path
+
+
+def synced(study: Path, uri: str | None = None) -> list[str]:
+    """What the command prints."""
+    out = io.StringIO()
+    sync_study(study, uri, Console(file=out, width=200))
+    return out.getvalue().splitlines()
+
+
+def test_a_server_that_does_not_answer_is_said_before_anything_is_drawn(study: Path) -> None:
+    with pytest.raises(TrackingError, match=r"^MLflow at http://127.0.0.1:\d+ cannot be reached"):
+        synced(study, f"http://127.0.0.1:{free_port()}")
+    assert [path.name for path in (study.parent / "digits" / "run-1").iterdir()] == ["ledger.jsonl"]
+
+
+def test_a_malformed_address_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="tracking address 'there' is neither a server nor"):
+        synced(tmp_path / "no-study.yaml", "there")
+
+
+def test_a_folder_that_cannot_be_written_to_keeps_nothing_from_mlflow(
+    study: Path, whole: dict[str, dict[str, Any]]
+) -> None:
+    run = study.parent / "digits" / "run-1"
+    (run / "figures").touch()
+    (run / "optuna.db").mkdir()
+    drawn, optuna, told = synced(study)
+    assert drawn.startswith("figures, table and report could not be written ([Errno ")
+    assert str(run / "figures") in drawn
+    assert optuna.startswith("Optuna's storage could not be written (")
+    assert "unable to open database file" in optuna
+    assert f"{len(whole)} runs of digits run-1, {len(whole)} made" in told
+    assert essence(contents(default_uri(study.parent)[0])) == essence(whole)
+
+
+@pytest.mark.slow
+def test_figures_table_and_report_are_kept_with_the_studys_run(study: Path, whole: dict[str, dict[str, Any]]) -> None:
+    (told,) = synced(study)
+    assert f"{len(whole)} runs of digits run-1, {len(whole)} made" in told
+    files = contents(default_uri(study.parent)[0])["study"]["files"]
+    assert {"digits.yaml", "loss_vs_compute.png", "results.csv", "report.html"} <= set(files)
+    (again,) = synced(study)
+    assert again.endswith("0 made, 0 brought up to date, 0 metric points sent")
