@@ -31,7 +31,8 @@ BUCKETS: Final = {
     "restart": "restarts",
 }
 _SOMETIMES_THERE: Final = ("EMA\nloss", "MFU")
-_DROPPED_FIRST: Final = ("goodput", "images\nper s", "EMA\nloss", "MFU", "FLOPs", "core-\nhours", "accuracy")
+_DROPPED_FIRST: Final = ("goodput", "images\nper s", "EMA\nloss", "MFU", "FLOPs", "core-\nhours", "accuracy",
+                         "recommended", "was best")  # fmt: skip
 
 UNREADABLE_NAMED = 3
 
@@ -273,13 +274,12 @@ def _forecast_table(state: StudyState, console: Console) -> Table | None:
             "forecast": number(score.predicted),
             "interval": f"{number(score.low)} to {number(score.high)}",
             "came out": number(score.actual),
-            "off by": f"{100 * score.error:+.1f} %",
-            "": "inside" if score.inside else "outside",
+            "off by": f"{100 * score.error:+.3g} %, {'inside' if score.inside else 'outside'}",
             "recommended": f"{score.variant or MISSING} at {number(score.learning_rate, trim=True)}",
             "was best": f"{score.best_variant} at {number(score.best_learning_rate, trim=True)}",
         }
         rows.append((cells, False))
-    texts = frozenset({"budget", "", "recommended", "was best"})
+    texts = frozenset({"budget", "recommended", "was best"})
     return _table("Forecasts made before each budget", rows, texts, console) if rows else None
 
 
