@@ -32,6 +32,7 @@ _DEGREES: Final = 2
 _LEAST_CURVATURE: Final = 0.01
 _TINY: Final = 1e-9
 _ROUNDS: Final = 3
+_SINGLE: Final = 0.8  # of the cells
 _OFF: Final = 1.5 * math.log(2)  # of the centre from the mean of the rates tried
 SLOPE, SLOPE_SD = -0.15, 0.2
 """The best rate's exponent in size and in duration, as expected: from NFNet-F0 for a quarter of an epoch to F7+ for
@@ -82,8 +83,9 @@ class Tuning:
 
 def tuned_cells(cells: Sequence[Cell]) -> Tuning:
     """Those whose best learning rate lies between two others (above, one that diverged will do), or within a step of
-    the grid of where the valley of all cells has its centre. All of them, where no run tells its learning rate, or no
-    cell has tried two.
+    the grid of where the valley of all cells has its centre. All of them, where no run tells its learning rate, or
+    where hardly a cell has tried two (`_SINGLE`) and nothing says where its rate should be: such runs were not meant to
+    tune it.
 
     A cell of the second kind that is more than half a step off takes the loss that the valley gives for half a step,
     which is the most that the grid's nearest rate can be off.
@@ -92,6 +94,9 @@ def tuned_cells(cells: Sequence[Cell]) -> Tuning:
         return Tuning(tuple(cells), (), 0, "")
     step = grid_step(cells)
     valley = fit_valley(cells)
+    single = sum(len(_rates(cell)) + len(cell.diverged) < 2 for cell in cells)
+    if valley is None and single >= _SINGLE * len(cells):
+        return Tuning(tuple(cells), (), 0, "")
     kept, left_out, corrected = [], [], 0
     for place, cell in enumerate(cells):
         if cell.learning_rate is None or bracketed(cell, step):

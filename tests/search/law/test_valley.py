@@ -134,3 +134,20 @@ def test_a_valley_upside_down_is_none() -> None:
         cell_of({rate: 2 - (math.log2(rate) ** 2) / 99 + rng.normal() / 1e4 for rate in (0.5, 1, 2)}) for _ in range(5)
     ]
     assert fit_valley(cells) is None
+
+
+def test_where_hardly_a_cell_has_tried_two_rates_all_are_compared() -> None:
+    """A cloud of runs, each with a rate of its own: nobody meant to tune it, and nothing says where it should be."""
+    rng = np.random.default_rng(0)
+    runs = [
+        Run(flops=6e3 * size * images, loss=float(1 + size**-0.3 + images**-0.3), parameters=size, examples=images,
+            learning_rate=float(rate))
+        for size, images, rate in zip(
+            10 ** rng.uniform(5, 7, 60), 10 ** rng.uniform(5, 7, 60), 2 ** rng.uniform(-4, 0, 60), strict=True
+        )
+    ]  # fmt: skip
+    runs += [replace(run, learning_rate=2.0, loss=run.loss + 0.1) for run in runs[:3]]
+    cells = cells_of(budgets_of(runs)[0], [])
+    tuning = tuned_cells(cells)
+    assert tuning.left_out == ()
+    assert len(tuning.cells) == len(cells)
