@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from search.samplers import SamplerName, propose
@@ -37,28 +38,7 @@ class Proposer(Protocol):
 
 def proposer(sampler: SamplerName, *, doubt: float = DOUBT) -> Proposer:
     """One of the product's samplers; `doubt` as for `search.samplers.propose`."""
-
-    def ask(
-        space: Space,
-        trials: Sequence[Trial],
-        *,
-        seed: int,
-        worst_loss: float,
-        smaller: Sequence[Explored] = (),
-        batch_size: int = 4096,
-    ) -> Point | None:
-        return propose(
-            sampler,
-            space,
-            trials,
-            seed=seed,
-            worst_loss=worst_loss,
-            smaller=smaller,
-            batch_size=batch_size,
-            doubt=doubt,
-        )
-
-    return ask
+    return partial(propose, sampler, doubt=doubt)
 
 
 @dataclass(frozen=True, slots=True)
