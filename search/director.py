@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from search.budgets import Budget, Cell
 from search.ledger import Ledger, Record
+from search.memory import memory_by_variant
 from search.repeats import next_repeat
 from search.samplers import propose
 from search.second_objective import costs_of
@@ -181,6 +182,9 @@ class Director:
             }
             for cell in budget.cells
         ]
+        if budget.second_objective == "memory":
+            memory = memory_by_variant(self.study, self.classes, self.state.opened.get("device", "cpu"))
+            cells = [cell | {"memory": memory[cell["variant"]]} for cell in cells]
         expected = None
         if self.foretell is not None and budget.label not in self.state.budgets:
             expected = self.foretell(self.state, budget)

@@ -24,6 +24,7 @@ SAME_COST: Final = 0.02
 UNITS: Final[Mapping[SecondObjective, str]] = {
     "core_hours": "core-hours of training",
     "inference_flops": "FLOPs of inference per image",
+    "memory": "bytes of memory in training",
     "parameters": "parameters",
 }
 
@@ -33,7 +34,8 @@ def costs_of(objective: SecondObjective, state: StudyState, budget: BudgetState)
 
     Inference takes a third of the training FLOPs of an image (one forward pass of three passes' worth). Core-hours are
     the mean of what the variant's finished trials of this budget took in training steps; before there are any, what
-    they took for each FLOP in other budgets, or what all variants did; and without any at all, alike for all.
+    they took for each FLOP in other budgets, or what all variants did; and without any at all, alike for all. Memory is
+    the estimate, a lower bound, that the budget was opened with (`search.memory`).
     """
     cells = {cell["variant"]: cell for cell in budget.cells if cell["variant"] in budget.variants}
     match objective:
@@ -41,6 +43,8 @@ def costs_of(objective: SecondObjective, state: StudyState, budget: BudgetState)
             return {variant: float(cell["parameters"]) for variant, cell in cells.items()}
         case "inference_flops":
             return {variant: cell["flops_per_image"] / 3 for variant, cell in cells.items()}
+        case "memory":
+            return {variant: float(cell["memory"]) for variant, cell in cells.items()}
         case "core_hours":
             return {variant: _core_hours(variant, state, budget) for variant in cells}
 

@@ -20,7 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e-8, le=1e4)]
 EpochCount = Annotated[float, Field(ge=1e-6, le=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-SecondObjective = Literal["core_hours", "inference_flops", "parameters"]
+SecondObjective = Literal["core_hours", "inference_flops", "memory", "parameters"]
 
 
 class Section(BaseModel):
@@ -175,7 +175,8 @@ class Search(Section):
     second_objective: SecondObjective | None = Field(
         default=None,
         description="Something to keep low beside the loss: core_hours (of training, as metered), inference_flops (of "
-        "one image) or parameters. Then each budget is searched for the Pareto front of the two.",
+        "one image), memory (of a worker in training, as plan estimates it) or parameters. Each budget is searched "
+        "for the Pareto front of the two.",
     )
     seed: Seed = Field(default=0, description="Seed of the sampler.")
 

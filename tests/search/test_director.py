@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from search.budgets import Budget, open_budgets
 from search.director import Director, Finished, Suggestion
 from search.ledger import Ledger, Record, read_ledger
+from search.memory import memory_by_variant
+from search.second_objective import costs_of
 from search.space import Point, Space
 from search.state import StudyState, TrialState
 from search.study import Study, read_study
@@ -781,3 +783,16 @@ def test_several_slices_do_not_try_a_point_twice_and_come_to_an_end(study: Study
         assert isinstance(world.director.suggest(), Finished)
     points = [(trial.budget, trial.variant, trial.learning_rate) for trial in world.director.state.trials.values()]
     assert len(set(points)) == len(points) <= 12
+
+
+def test_memory_as_second_objective_is_what_the_plan_estimates(study: Study, tmp_path: Path) -> None:
+    text = STUDY.replace("sampler: tpe, trials: 8", "sampler: random, trials: 2, second_objective: memory")
+    other = read_study(text)
+    with World(other, open_budgets(other, 1437, 10)[0], tmp_path) as world:
+        world.run()
+        assert world.director.done
+    known = StudyState.of(read_ledger(str(tmp_path))).budgets["8e9 FLOPs"]
+    assert known.second_objective == "memory"
+    assert {cell["variant"]: cell["memory"] for cell in known.cells} == memory_by_variant(other, 10)
+    costs = costs_of("memory", world.director.state, known)
+    assert costs["F0"] < costs["F1"]
