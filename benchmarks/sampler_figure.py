@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from benchmarks.sampler_peers import TREND_ON, UNTIL_FOUND
 from benchmarks.sampler_scores import REGRET_AFTER, Score, Summary, as_json
 from search.plotting import GREY, RAMP, new_figure, style_axes
 
 SHOWN: Final = {  # searcher: colour and mark
     "trend": (RAMP[4], "o"),
-    "trend, doubt 0": (RAMP[4], "*"),
+    TREND_ON: (RAMP[4], "*"),
     "tpe": (RAMP[2], "s"),
     "stock tpe": (RAMP[1], "D"),
     "gp": (RAMP[0], "^"),
@@ -56,6 +57,8 @@ def draw(scores: Sequence[Score]) -> Figure:
 def _draw_regret(axes: Axes, family: str, of: Mapping[str, Summary]) -> None:
     style_axes(axes)
     for name, one in of.items():
+        if name in UNTIL_FOUND:  # it would seem to go no lower
+            continue
         colour, mark = SHOWN[name]
         axes.plot(REGRET_AFTER, [100 * value for value in one.regret], color=colour, marker=mark, markersize=6)
     axes.set_xscale("log", base=2)

@@ -80,6 +80,9 @@ def searchers() -> dict[str, Searcher]:
 TREND_ON: Final = "trend, doubt 0"
 """The trend sampler that is never content: it goes on until the best is found, as the others do."""
 
+UNTIL_FOUND: Final = (TREND_ON, "gp")
+"""Those that are stopped as soon as they have found, for their proposals are slow: their later regret says nothing."""
+
 PRUNING: Final = ("asha, random", "asha, tpe", "hyperband, tpe")
 """Those that need partial losses, so run on recorded tables only."""
 
@@ -126,7 +129,7 @@ def _product(name: SamplerName, *, doubt: float = DOUBT) -> Search:
 
             def enough(trials: Sequence[Trial], budget: int = budget) -> bool:
                 """Where nothing follows from later trials, they are left out."""
-                least = 0 if name in ("gp", "trend") else AT_LEAST  # a GP's proposal takes about a second
+                least = 0 if name in ("gp", "trend") else AT_LEAST  # see UNTIL_FOUND
                 return len(trials) >= least and found_at(surface, budget, steps_of(surface, trials)) is not None
 
             here = replay(surface, ask, budget, seed=seed, smaller=smaller, slices=place.slices, enough=enough)

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from search.ledger import Record
 from search.space import CellSize
@@ -47,6 +47,7 @@ _COLUMNS: Final = (
 )
 COLUMNS: Final = (*_COLUMNS, *(f"train_loss_at_{share:g}" for share in SHARES))
 
+_Number = TypeVar("_Number", int, float)
 _Key = tuple[float, str, float, int]  # budget in FLOPs, variant, learning rate, seed
 
 
@@ -103,30 +104,36 @@ def read_table(path: Path) -> Table:
     """A table from a file.
 
     Raises:
-        TableError: columns missing, or a point without a run of each seed.
+        TableError: columns missing, a row that cannot be read or comes twice, or a point without a run of each seed.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
             raise TableError(f"{path}: no column {', '.join(missing)}; a table has {', '.join(_COLUMNS)}")
-        rows = list(reader)
+        rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
     if not rows:
         raise TableError(f"{path}: no rows; a table has one for each trial")
     return _table(rows, path)
 
 
-def _table(rows: Sequence[Mapping[str, str]], path: Path) -> Table:
+def _table(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path) -> Table:
     cells: dict[float, dict[str, CellSize]] = {}
     runs: dict[_Key, Observed] = {}
     partial: dict[_Key, tuple[float, ...]] = {}
-    for row in rows:
-        budget, variant, rate = float(row["budget_flops"]), row["variant"], float(row["learning_rate"])
-        cell = CellSize(variant, float(row["epochs"]), float(row["flops_per_image"]), int(row["parameters"]))
+    for place, row in rows:
+        try:
+            key, cell, run, losses_so_far = _row(row)
+            batch_size, classes = _number(row, "batch_size", int), _number(row, "classes", int)
+        except ValueError as error:
+            raise TableError(f"{place}: {error}") from error
+        budget, variant, rate, seed = key
+        if key in runs:
+            raise TableError(
+                f"{place}: a second run of {variant} at {budget:g} FLOPs, learning rate {rate:g} and seed {seed}; "
+                "allowed: one of each"
+            )
         cells.setdefault(budget, {}).setdefault(variant, cell)
-        key = budget, variant, rate, int(row["seed"])
-        runs[key] = ("finished", float(row["loss"])) if row["outcome"] == "finished" else ("diverged", math.inf)
-        so_far = (row.get(name) or "" for name in COLUMNS[len(_COLUMNS) :])
-        partial[key] = tuple(float(loss) for loss in itertools.takewhile(bool, so_far))
+        runs[key], partial[key] = run, losses_so_far
     budgets = tuple(sorted(cells))
     sizes = tuple(tuple(sorted(cells[budget].values(), key=lambda cell: cell.flops_per_image)) for budget in budgets)
     rates = tuple(sorted({rate for _, _, rate, _ in runs}))
@@ -154,18 +161,48 @@ def _table(rows: Sequence[Mapping[str, str]], path: Path) -> Table:
         for b in range(len(budgets))
     )
     surface = Surface(
-        name=f"recorded {rows[0]['study']}",
+        name=f"recorded {rows[0][1]['study']}",
         family="recorded",
         budgets=budgets,
         cells=sizes,
         learning_rates=rates,
         losses=losses,
         noise=_noise(observed, losses),
-        batch_size=int(rows[0]["batch_size"]),
-        classes=int(rows[0]["classes"]),
+        batch_size=batch_size,
+        classes=classes,
         runs=observed,
     )
     return Table(surface, seeds, partial)
+
+
+def _row(row: Mapping[str, str]) -> tuple[_Key, CellSize, Observed, tuple[float, ...]]:
+    """A row's point, its cell, how it ended, and its training losses so far. Raises `ValueError` for what is none."""
+    run: Observed
+    match row["outcome"]:
+        case "finished":
+            run = "finished", _number(row, "loss", float)
+        case "diverged":
+            run = "diverged", math.inf
+        case other:
+            raise ValueError(f"outcome is {other!r}; allowed: finished or diverged")
+    variant = row["variant"]
+    epochs, flops_per_image = _number(row, "epochs", float), _number(row, "flops_per_image", float)
+    cell = CellSize(variant, epochs, flops_per_image, _number(row, "parameters", int))
+    budget_flops, learning_rate = _number(row, "budget_flops", float), _number(row, "learning_rate", float)
+    so_far = itertools.takewhile(row.get, COLUMNS[len(_COLUMNS) :])
+    losses = tuple(_number(row, name, float) for name in so_far)
+    return (budget_flops, variant, learning_rate, _number(row, "seed", int)), cell, run, losses
+
+
+def _number(row: Mapping[str, str], name: str, kind: type[_Number]) -> _Number:
+    try:
+        value = kind(row[name])
+        if math.isfinite(value):
+            return value
+    except (TypeError, ValueError):  # TypeError: None, where the row is too short
+        pass
+    allowed = "a whole number" if kind is int else "a number"
+    raise ValueError(f"{name} is {row[name]!r}; allowed: {allowed}")
 
 
 def _noise(

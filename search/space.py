@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-# The chance of being wrong at which the trend sampler is content. On simulated surfaces like the paper's it then runs
-# so many trials a cell, and is right in 96 % of the budgets (benchmarks/samplers.py).
+# The chance of being wrong at which the trend sampler is content. On simulated surfaces like the paper's, with its grid
+# of epochs, it then runs so many trials a cell, and is right in 97 % of the budgets (benchmarks/samplers.py).
 DOUBT: Final = 0.15
 TREND_TRIALS_PER_CELL: Final = 1.3
 HOPELESS: Final = 1.2  # times the loss of a uniform guess: what has learnt nothing is a little above it, too
@@ -55,12 +55,20 @@ class CellSize:
         epochs: passes over the training examples.
         flops_per_image: training FLOPs of one image.
         parameters: trainable numbers of the model.
+
+    Raises:
+        ValueError: epochs or FLOPs that are not above zero, for their logarithms are modelled.
     """
 
     variant: str
     epochs: float
     flops_per_image: float
     parameters: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("flops_per_image", self.flops_per_image)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value!r} given for {self.variant}; allowed: above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from search.trend_choice import Choice, choose
 
 _PROPOSED: Final = "trend:proposed"
 _ONE_AT_A_TIME: Final = threading.Lock()  # threads of one study; not of the sampler, which may be pickled
+_LOOKS: Final = 1000  # about a second, for another process to give way; it may have been killed before it could
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class _Tried:
     learning_rate: float
     outcome: str | None
     heldout_loss: float
+    number: int
+    asked: bool  # whether a parameter of it is stored: it keeps its point
 
 
 def explored(study: Study, space: Space, *, variant: str = "variant", learning_rate: str = "learning_rate") -> Explored:
@@ -55,10 +58,10 @@ def explored(study: Study, space: Space, *, variant: str = "variant", learning_r
 class TrendSampler(BaseSampler):
     """Proposes variant and learning rate of one budget's trials by the trend of the best learning rates.
 
-    A study's parameters are `variant`, categorical over the space's variants, and `learning_rate`, a float on a log
-    scale whose range holds the grid; others are drawn at random. The study minimises a loss above zero. See `explored`
-    for what counts as diverged. Proposals lie on the grid, and none comes twice until all have been; failed trials are
-    not tried again.
+    A study's parameters are `variant`, categorical over the space's variants in their order, and `learning_rate`, a
+    float on a log scale whose range holds the grid; others are drawn at random. The study minimises a loss above zero.
+    See `explored` for what counts as diverged. Proposals lie on the grid, and none comes twice until all have been, to
+    whichever process; failed trials are not tried again.
 
     Args:
         space: the budget's cells and grid.
@@ -86,7 +89,8 @@ class TrendSampler(BaseSampler):
             ("space", space, "one with cells, and learning rates that rise", _is_searchable(space)),
             ("batch_size", batch_size, "1 or more", batch_size >= 1),
             ("doubt", doubt, "0 to 0.5", 0 <= doubt <= 0.5),
-            ("seed", seed, "0 or more", seed >= 0),
+            ("seed", seed, "0 or more", seed is not None and seed >= 0),  # None is the default of Optuna's own
+            ("worst_loss", worst_loss, "above 0", worst_loss > 0),
         ):
             if not good:
                 raise ValueError(f"{name}: {value!r} given; allowed: {allowed}")
@@ -126,14 +130,24 @@ class TrendSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The next point; nothing once every point has been tried, so that Optuna draws at random."""
+        params: dict[str, Any] = {}
+        looks = 0
         with _ONE_AT_A_TIME:
-            point = self._choice(_trials(study, *self._names, besides=trial.number)).point
-            if point is None:
-                return {}
-            params: dict[str, Any] = dict(zip(self._names, (point.variant, point.learning_rate), strict=True))
-            # A trial's parameters are stored one by one, as it asks for them: until then others are told by this.
-            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, params)
-        return params
+            while True:
+                others = _trials(study, *self._names, besides=trial.number)
+                # Who looks after storing its point, and keeps none that another has, shares none, whatever others do.
+                same = [other for other in others if [other.variant, other.learning_rate] == [*params.values()]]
+                if params and not same:
+                    return params
+                looks += 1
+                if same and looks < _LOOKS and all(other.number > trial.number and not other.asked for other in same):
+                    continue  # the younger gives way once it looks
+                point = self._choice(others).point
+                if point is None:
+                    return params
+                params = dict(zip(self._names, (point.variant, point.learning_rate), strict=True))
+                # A trial's parameters are stored one by one, as it asks for them: until then others are told by this.
+                study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, params)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -193,4 +207,4 @@ def _tried(trial: FrozenTrial, variant: str, learning_rate: float) -> _Tried:
             outcome = None
     if outcome == "finished" and loss <= 0:
         raise ValueError(f"trial {trial.number} has the loss {loss:g}; allowed: above 0, for its logarithm is modelled")
-    return _Tried(variant, learning_rate, outcome, loss)
+    return _Tried(variant, learning_rate, outcome, loss, trial.number, bool(trial.params))

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from search.space import HOPELESS, Explored, Space
+from search.space import Explored, Space, ended
 from search.trend_worlds import Array
 
 Places = NDArray[np.intp]
@@ -21,14 +21,12 @@ _CODES: Final = {"finished": 0, "diverged": 1, "failed": 2, None: 3}
 class Outcomes:
     """A budget's trials, but for those of variants that it does not have; arrays of shape (trials,).
 
-    One that finished without a loss, or far above that of a uniform guess, has diverged (see `search.space.ended`).
-
     Attributes:
         space: the budget's cells and grid.
         cell: the place of each trial's cell.
         rate: its learning rate.
         loss: its held-out loss; of use where it finished.
-        finished, diverged, running: what became of it.
+        finished, diverged, running: what became of it, by `search.space.ended`.
     """
 
     space: Space
@@ -44,13 +42,9 @@ class Outcomes:
         """`worst_loss` is that of a uniform guess; infinite where there is no such thing."""
         cells = {variant: place for place, variant in enumerate(explored.space.variants)}
         rows = [
-            (cells[trial.variant], trial.learning_rate, _CODES[trial.outcome], trial.heldout_loss)
+            (cells[trial.variant], trial.learning_rate, _CODES[ended(trial, worst_loss)], trial.heldout_loss)
             for trial in explored.trials
             if trial.variant in cells
         ]
         cell, rate, code, loss = np.array(rows, dtype=float).reshape(-1, 4).T
-        learnt = loss < HOPELESS * worst_loss  # not so of NaN
-        return cls(
-            explored.space, cell.astype(np.intp), rate, loss, (code == 0) & learnt, (code == 1) | (code == 0) & ~learnt,
-            code == 3,
-        )  # fmt: skip
+        return cls(explored.space, cell.astype(np.intp), rate, loss, code == 0, code == 1, code == 3)

@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks import sampler_peers, samplers
 from benchmarks.proposal import history
-from benchmarks.sampler_peers import PRUNING, Place, most_trials, searchers, steps_of
+from benchmarks.sampler_figure import draw
+from benchmarks.sampler_peers import PRUNING, TREND_ON, Place, most_trials, searchers, steps_of
 from benchmarks.sampler_scores import (
     Score,
     Step,
@@ -147,7 +148,7 @@ def test_trend_that_would_never_stop_is_ended_where_a_search_ends_it(monkeypatch
 
 
 def test_draws_are_fresh_unless_others_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {"paper_like": 2, "snapped": 1, "hostile": 1, "recorded": 1, "gp": 0, "slices": 1, "searchers": ["grid"]}
+    few = {"paper_like": 2, "snapped": 1, "hostile": 1, "recorded": 1, "slices": 1, "searchers": ["grid"]}
     fresh = [
         task.number for task in samplers.tasks(Namespace(**few, first_seed=FIRST_SEED)) if task.family != "recorded"
     ]
@@ -169,7 +170,7 @@ def test_a_ratio_takes_the_surfaces_that_both_went_through() -> None:
     assert ratio(ours, [], compute_per_cell) is None
 
 
-@pytest.mark.parametrize("name", [name for name in searchers() if name != "gp"])
+@pytest.mark.parametrize("name", searchers())
 def test_every_searcher_finds_the_best_of_a_recorded_budget(name: str) -> None:
     done = run(Task(name, "recorded", names()[0], 0))
     assert len(done.scores) == 4
@@ -183,6 +184,24 @@ def test_a_history_has_as_many_finished_trials_as_asked_for() -> None:
     space, trials, smaller = history(2000)
     assert len(trials) + sum(len(budget.trials) for budget in smaller) == 2000
     assert len(trials) < len(space.points())
+
+
+def test_every_searcher_runs_on_the_same_surfaces() -> None:
+    counts = Namespace(paper_like=3, snapped=2, hostile=2, recorded=2, slices=1, searchers=None, first_seed=FIRST_SEED)
+    ran: dict[str, set[tuple[str, int | str, int]]] = {}
+    for task in samplers.tasks(counts):
+        ran.setdefault(task.searcher, set()).add((task.family, task.number, task.seed))
+    assert list(ran) == sorted(searchers(), key=lambda name: name != "gp")
+    tables = {task for task in ran["random"] if task[0] == "recorded"}
+    assert all(ran[name] == (tables if name in PRUNING else ran["random"]) for name in ran)
+
+
+def test_the_figure_shows_no_regret_of_who_was_stopped_at_its_find() -> None:
+    names = ["trend", TREND_ON, "tpe", "gp"]
+    left, right = draw([replace(a_score(2), searcher=name, regret=(0.1,) * 5) for name in names]).axes
+    marks = {line.get_label(): line.get_marker() for line in right.lines if line.get_linestyle() == "None"}
+    assert list(marks) == names
+    assert [line.get_marker() for line in left.lines] == [marks["trend"], marks["tpe"]]
 
 
 def test_the_benchmark_prints_its_tables_and_writes_json_and_a_figure(

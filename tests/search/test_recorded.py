@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -132,6 +133,30 @@ def test_a_table_with_a_point_missing_is_refused_by_naming_it(tmp_path: Path) ->
     message = "no run of F0 at 1e\\+10 FLOPs, learning rate 0.4 and seed 1; a surface needs every point"
     with pytest.raises(TableError, match=message):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outcome": "Finished"}, "outcome is 'Finished'; allowed: finished or diverged"),
+        ({"outcome": "failed"}, "outcome is 'failed'; allowed: finished or diverged"),
+        ({"loss": ""}, "loss is ''; allowed: a number"),
+        ({"loss": "nan"}, "loss is 'nan'; allowed: a number"),
+        ({"seed": 0.5}, "seed is '0.5'; allowed: a whole number"),
+        ({"classes": "ten"}, "classes is 'ten'; allowed: a whole number"),
+        ({"epochs": 0}, "epochs: 0.0 given for F1; allowed: above 0"),
+        ({"train_loss_at_0.125": "-"}, "train_loss_at_0.125 is '-'; allowed: a number"),
+        (
+            {"learning_rate": 0.4},
+            "a second run of F1 at 1e+10 FLOPs, learning rate 0.4 and seed 0; allowed: one of each",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_by_its_line(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = small(tmp_path, **changes)  # sorted: F1 comes after the four rows of F0, and at 0.8 last
+    with pytest.raises(TableError) as refused:
+        read_table(path)
+    assert re.fullmatch(rf"{re.escape(str(path))}, line [678]: {re.escape(message)}", str(refused.value))
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "no column study, batch_size"), (",".join(COLUMNS), "no rows")])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,9 +19,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search.samplers import propose
-from search.space import DOUBT, Point, Space
+from search.space import DOUBT, CellSize, Point, Space
 from search.state import TrialState as Known
-from search.trend_sampler import TrendSampler, explored
+from search.trend_choice import Choice
+from search.trend_sampler import TrendSampler, _Tried, explored
 from tests.search.valleys import RATES, Run, Valley, budget
 
 SPACE: Final = budget(3)
@@ -348,7 +351,9 @@ def test_a_loss_that_has_no_logarithm_is_refused(loss: float) -> None:
     ("given", "named"),
     [
         ({"doubt": -0.1}, "doubt"), ({"doubt": 0.7}, "doubt"), ({"doubt": math.nan}, "doubt"),
-        ({"batch_size": 0}, "batch_size"), ({"seed": -1}, "seed"),
+        ({"batch_size": 0}, "batch_size"), ({"seed": -1}, "seed"), ({"seed": None}, "seed"),
+        ({"worst_loss": 0.0}, "worst_loss"), ({"worst_loss": -1.0}, "worst_loss"),
+        ({"worst_loss": math.nan}, "worst_loss"),
         ({"space": Space((), RATES)}, "space"), ({"space": Space(SPACE.cells, ())}, "space"),
         ({"space": Space(SPACE.cells, RATES[::-1])}, "space"), ({"space": Space(SPACE.cells, (0.0, 0.4))}, "space"),
     ],
@@ -356,6 +361,13 @@ def test_a_loss_that_has_no_logarithm_is_refused(loss: float) -> None:
 def test_arguments_that_cannot_be_are_refused_at_once(given: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}: .*allowed: "):
         TrendSampler(**{"space": SPACE, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{"epochs": 0.0}, {"flops_per_image": -1e9}, {"epochs": math.nan}])
+def test_a_cell_without_a_size_is_refused_where_it_is_made(given: dict[str, float]) -> None:
+    (name,) = given
+    with pytest.raises(ValueError, match=f"^{name}: .* given for F0; allowed: above 0$"):
+        CellSize(**{"variant": "F0", "epochs": 1.0, "flops_per_image": 1e9, "parameters": 1000, **given})  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- several workers
@@ -390,6 +402,53 @@ def test_threads_do_not_repeat_points_and_come_to_an_end(jobs: int) -> None:
     study.optimize(ask, 18, n_jobs=jobs, callbacks=[sampler.stop_when_decided])
     assert len(set(points(study))) == len(study.trials) < 18
     assert set(points(study)) <= set(SPACE.points())
+
+
+class _Meeting(TrendSampler):
+    """Chooses for the first time only together with the other process, and then waits until it may go on."""
+
+    def __init__(self, together: Barrier, go_on: Event | None) -> None:
+        super().__init__(SPACE)
+        self._together, self._go_on, self._met = together, go_on, False
+
+    def _choice(self, trials: Sequence[_Tried]) -> Choice:
+        choice = super()._choice(trials)
+        if not self._met:
+            self._met = True
+            self._together.wait(60)
+            if self._go_on is not None:
+                assert self._go_on.wait(60)
+        return choice
+
+
+_LATE: Final = {"none": None, "the older": 0, "the younger": 1}
+
+
+def _work(url: str, number: int, together: Barrier, proposed_by: Mapping[str, Sequence[Event]]) -> None:
+    for who, late in _LATE.items():
+        go_on = proposed_by[who][1 - number] if number == late else None
+        study = optuna.load_study(study_name=who, storage=url, sampler=_Meeting(together, go_on))
+        point_of(Trial(study, study.trials[number]._trial_id))
+        proposed_by[who][number].set()
+
+
+def test_processes_that_propose_at_the_same_time_take_different_points_whoever_is_late(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    studies = [optuna.create_study(study_name=who, storage=url) for who in _LATE]
+    for study in studies:
+        study.ask()
+        study.ask()
+    context = multiprocessing.get_context("spawn")
+    together, proposed_by = context.Barrier(2), {who: [context.Event(), context.Event()] for who in _LATE}
+    workers = [context.Process(target=_work, args=(url, number, together, proposed_by)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    for study in studies:
+        assert len(set(points(study))) == 2
+        assert proposed(VALLEY)[0] in points(study)
 
 
 def test_it_is_not_decided_while_a_trial_runs() -> None:
