@@ -71,8 +71,9 @@ class TrainingMemory:
         return self.fixed + images * self.per_image
 
 
+@cache
 def training_memory(size: ModelSize, precision: Precision = "float32") -> TrainingMemory:
-    """The least memory that training a model takes.
+    """The least memory that training a model takes. Cached.
 
     Counted from the tensors that autograd saves, under autocast for "bfloat16". On the CPU the peak was measured 1.2 to
     1.4 times as high (workspaces, gradients of activations).

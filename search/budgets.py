@@ -78,9 +78,16 @@ class Budget:
     learning_rates: tuple[float, ...] = ()
 
     @property
+    def further_runs(self) -> int:
+        """How many of its runs have a further seed at most: enough for the best point of every variant, and for one
+        more, as the point that looks best before may be a lucky one.
+        """
+        return (self.seeds - 1) * min(len(self.cells) + 1, self.trials)
+
+    @property
     def runs(self) -> int:
-        """How many trials there are at most, further seeds of the best point of every variant included."""
-        return self.trials + (self.seeds - 1) * len(self.cells)
+        """How many trials there are at most, those with further seeds included."""
+        return self.trials + self.further_runs
 
     @property
     def slug(self) -> str:

@@ -91,7 +91,7 @@ def report(
 
 @app.command()
 def law(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A CSV of runs (.csv), or a study file (YAML).")],
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A CSV of runs (.csv, .tsv), or a study file (YAML).")],
     forecast: Annotated[
         list[float] | None, typer.Option(metavar="FLOPS", help="Forecast the loss at so many FLOPs, such as 1e21.")
     ] = None,
@@ -103,7 +103,9 @@ def law(
     bootstraps: Annotated[int, typer.Option(help="Resamples that intervals are made of.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables; keys: search/law/as_json.py.")
+    ] = False,
 ) -> None:
     """Fit how loss falls with compute, size, epochs and learning rate; say what to train with the next budget."""
     from search.law_command import show_law

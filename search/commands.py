@@ -17,6 +17,7 @@ from search.plan import plan, render_plan
 from search.programs import load_programs
 from search.rates import TPU_V4, core_hour_rates, rates_on_tpu
 from search.results import measured_rates, render_results, time_split
+from search.resume import as_begun
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
 from search.second_objective import render_fronts
 from search.session import show_pages
@@ -48,6 +49,7 @@ def plan_study(path: Path, console: Console, *, device: str | None = None) -> No
     on = "tpu" if device is not None else device_here(study)
     warnings = [*counts.warnings, *_warnings_of(study, on)]
     begun = newest_begun(study)
+    study, goes_on = as_begun(study, begun[1] if begun else [])
     opened = StudyState.of(begun[1]).opened if begun else {}
     earlier = StudyState.of(begun[1]) if begun and has_rates_of(study, begun[1], on) else StudyState()
     measured = measured_rates(earlier)
@@ -62,7 +64,7 @@ def plan_study(path: Path, console: Console, *, device: str | None = None) -> No
         rates=rates,
         core_hours=core_hour_rates(study, counts.classes, opened),
     )
-    render_plan(replace(planned, warnings=(*warnings, *planned.warnings)), console)
+    render_plan(replace(planned, warnings=(*warnings, *goes_on, *planned.warnings)), console)
 
 
 def _warnings_of(study: Study, device: str) -> list[str]:

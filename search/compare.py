@@ -37,7 +37,7 @@ class Trial:
     `settings` is all that it was given, as text: first `SETTINGS`, then what holds for its whole study. `results` are
     the last values of its metrics (losses in nats per image). `outcome` is finished, diverged, failed or unfinished.
     `point_losses` are the held-out losses of all finished trials of its study's run, its budget, its variant and its
-    learning rate: those that differ in the seed alone.
+    learning rate: those that differ in the seed alone. `point_diverged` is how many of those diverged.
     """
 
     trial_id: str
@@ -48,6 +48,7 @@ class Trial:
     settings: Mapping[str, str]
     results: Mapping[str, float]
     point_losses: tuple[float, ...] = ()
+    point_diverged: int = 0
 
     @property
     def heldout_loss(self) -> float:
@@ -72,6 +73,7 @@ class Comparison:
     """The trials of one budget, best first: those to show, and how many there are in all.
 
     The best has the lowest mean held-out loss over the seeds of its point; of those it is the one with the lowest loss.
+    Points that diverged with some seed come after those that did not, as in `search.points`.
     """
 
     labels: tuple[str, ...]
@@ -81,11 +83,13 @@ class Comparison:
 
     @property
     def best_loss(self) -> float:
-        """The lowest held-out loss, the mean over seeds where there are several, or NaN."""
+        """Held-out loss of the best, the mean over seeds where there are several, or NaN."""
         return self.trials[0].mean_loss if self.trials else math.nan
 
     def gap(self, trial: Trial) -> float:
-        """How much higher a trial's held-out loss, the mean over its seeds, is than the best (nats per image)."""
+        """How much higher a trial's held-out loss, the mean over its seeds, is than that of the best (nats per image);
+        below zero only where another seed diverged.
+        """
         return trial.mean_loss - self.best_loss
 
     @property
@@ -108,15 +112,18 @@ class Comparison:
 
 
 def newest_ledger(experiment: FoundExperiment) -> str | None:
-    """The ledger whose study began last, of those an experiment holds; None if it holds no study."""
-    studies = [run for run in experiment.runs if _tag(run, "kind") == "study"]
+    """The ledger whose study began last, of those an experiment holds, or (where all the studies' own runs have been
+    deleted) of which a run began last; None if it holds none.
+    """
+    ours = _ours(experiment)
+    studies = [run for run in ours if _tag(run, "kind") == "study"] or ours
     return studies[-1].tags["convscale.ledger"] if studies else None
 
 
 def trials_of(experiment: FoundExperiment, ledgers: Iterable[str] | None) -> list[Trial]:
     """The trials of these ledgers (None: of all), with the settings of their studies."""
     wanted = None if ledgers is None else set(ledgers)
-    runs = [run for run in experiment.runs if wanted is None or run.tags.get("convscale.ledger") in wanted]
+    runs = [run for run in _ours(experiment) if wanted is None or run.tags["convscale.ledger"] in wanted]
     studies = {run.tags["convscale.ledger"]: run.params for run in runs if _tag(run, "kind") == "study"}
     budgets = {
         (run.tags["convscale.ledger"], _tag(run, "budget")): run.params["budget_flops"]
@@ -128,16 +135,26 @@ def trials_of(experiment: FoundExperiment, ledgers: Iterable[str] | None) -> lis
         for run in runs
         if _tag(run, "kind") == "trial"
     ]
-    losses: dict[tuple[str, ...], list[float]] = {}
+    alike: dict[tuple[str, ...], list[Trial]] = {}
     for run, trial in trials:
-        if not math.isnan(trial.heldout_loss):
-            losses.setdefault(_point(run, trial), []).append(trial.heldout_loss)
-    return [replace(trial, point_losses=tuple(losses.get(_point(run, trial), ()))) for run, trial in trials]
+        alike.setdefault(_point(run, trial), []).append(trial)
+    return [_with_seeds(trial, alike[_point(run, trial)]) for run, trial in trials]
+
+
+def _with_seeds(trial: Trial, seeds: Sequence[Trial]) -> Trial:
+    losses = tuple(each.heldout_loss for each in seeds if not math.isnan(each.heldout_loss))
+    return replace(trial, point_losses=losses, point_diverged=sum(each.outcome == "diverged" for each in seeds))
+
+
+def _ours(experiment: FoundExperiment) -> list[FoundRun]:
+    """The runs that are of a study: people may have made more, with tags of their own."""
+    return [run for run in experiment.runs if "convscale.ledger" in run.tags]
 
 
 def _point(run: FoundRun, trial: Trial) -> tuple[str, ...]:
     """What trials that differ in the seed alone have in common."""
-    ledger, settings = run.tags.get("convscale.ledger", ""), trial.settings
+    settings = trial.settings
+    ledger = run.tags["convscale.ledger"]
     return ledger, trial.budget, settings.get("variant", ""), settings.get("learning_rate", "")
 
 
@@ -154,17 +171,17 @@ def _trial(run: FoundRun, study: Mapping[str, str], budgets: Mapping[tuple[str, 
     label = _tag(run, "budget")
     flops = run.tags.get("convscale.budget_flops", run.params.get("budget_flops"))
     if flops is None:
-        flops = budgets.get((run.tags.get("convscale.ledger", ""), label), "nan")
+        flops = budgets.get((run.tags["convscale.ledger"], label), "nan")
     outcome = _tag(run, "outcome") or "unfinished"
     whole = {name: value for name, value in study.items() if name not in _OF_THE_SEARCH}
     settings: dict[str, str] = {**ours, **others, **common, **whole}
     return Trial(_tag(run, "trial"), run.run_id, label, float(flops), outcome, settings, run.metrics)
 
 
-def _rank(trial: Trial) -> tuple[bool, float, float, str, str]:
+def _rank(trial: Trial) -> tuple[bool, bool, float, float, str, str]:
     missing = math.isnan(trial.heldout_loss)
     losses = (0.0, 0.0) if missing else (trial.mean_loss, trial.heldout_loss)
-    return missing, *losses, trial.outcome, trial.trial_id
+    return missing, trial.point_diverged > 0, *losses, trial.outcome, trial.trial_id
 
 
 def compare(trials: Sequence[Trial], *, top: int | None = None) -> list[Comparison]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -63,13 +63,18 @@ def compare_studies(
         raise CompareError("--csv and --markdown: both are -, standard output; name a file for one of them")
     silent = STDOUT in (csv, markdown)
     said = Console(stderr=True) if silent else console
-    trials: list[Trial] = []
+    trials: dict[str, Trial] = {}  # by their runs: two studies may share an experiment
     found: list[tuple[_Source, FoundExperiment]] = []
-    for source in _sources(given, uri):
+    sources = _sources(given, uri)
+    places = [(source.uri, source.experiment) for source in sources]
+    for source, place in zip(sources, places, strict=True):
         experiment, more = _read(source, said, all_runs=all_runs)
+        if places.count(place) > 1 and not all_runs:  # of one name: told apart by their files
+            name = {"study": f"{source.experiment} ({source.given})"}
+            more = [replace(trial, settings={**trial.settings, **name}) for trial in more]
         found.append((source, experiment))
-        trials += more
-    comparisons = choose(compare(trials, top=top), budgets)
+        trials = {trial.run_id: trial for trial in more} | trials
+    comparisons = choose(compare(list(trials.values()), top=top), budgets)
     _export(csv, "--csv", comparisons, write_csv)
     if csv is not None and any(len(comparison.trials) < comparison.total for comparison in comparisons):
         tell(said, f"--csv: has the best {top} of each budget alone; leave --top out to export every trial")
@@ -81,15 +86,15 @@ def compare_studies(
     for comparison in comparisons:
         print_comparison(comparison, console)
         console.print()
-    for source, experiment in found:
-        tell(console, f"MLflow's page of {source.experiment}: {_page(source, experiment)}")
+    for line in dict.fromkeys(f"MLflow's page of {at.experiment}: {_page(at, there)}" for at, there in found):
+        tell(console, line)
 
 
 def _sources(given: Sequence[str], uri: str | None) -> list[_Source]:
     """Where the studies are, each once. With an address, what names no file is an experiment there."""
     if uri is not None:
         check_uri(uri)
-    sources: dict[tuple[str, str], _Source] = {}
+    sources: dict[tuple[str, str, str], _Source] = {}
     for text in given:
         if uri is not None and not Path(text).exists() and not text.endswith((".yaml", ".yml")):
             source = _Source(text, uri, text, None)
@@ -98,7 +103,8 @@ def _sources(given: Sequence[str], uri: str | None) -> list[_Source]:
             if uri is None:
                 check_tracking(study)
             source = _Source(text, uri or tracking_address(study)[0], study.name, study)
-        sources.setdefault((source.uri, source.experiment), source)
+        storage = "" if source.study is None else source.study.storage_url
+        sources.setdefault((source.uri, source.experiment, storage), source)
     return list(sources.values())
 
 

@@ -21,6 +21,7 @@ from search.terminal import tell
 # Where the terminal is narrow, settings that hold for whole studies go first, then these, in this order.
 _DROPPED_FIRST: Final = ("images_per_second", "mfu", "ema_heldout_loss", "goodput", "parameters", "core_hours", "gap",
                          "seeds")  # fmt: skip
+_POINT: Final = frozenset({"variant", "epochs", "learning_rate"})  # which trial it is
 _TEXT: Final = frozenset({"study", "run", "variant", "outcome", "device", "code_version"})
 _HEADINGS: Final = {"heldout_loss": "held-out loss", "mean_heldout_loss": "mean", "heldout_accuracy": "accuracy",
                     "ema_heldout_loss": "EMA loss", "core_hours": "core-hours", "images_per_second": "images per s",
@@ -42,20 +43,27 @@ class Column:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """What differs between the trials shown, then what came of them, with means if a point was run with several seeds;
-    a column that would be empty is left out.
+    """Variant, epochs, learning rate and what else differs between the trials shown, then what came of them, with means
+    if a point was run with several seeds; a column that would be empty is left out.
     """
 
     def column(name: str, show: Callable[[Trial], str]) -> Column:
         heading = _HEADINGS.get(name, name.rpartition(".")[2].replace("_", " "))
         return Column(name, heading, tuple(show(trial) for trial in comparison.trials))
 
-    made = [column(name, lambda trial, name=name: _setting(trial, name)) for name in comparison.differing]  # type: ignore[misc]
+    differing = comparison.differing
+    settings: list[str] = [name for name in SETTINGS if name in differing or name in _POINT]
+    settings += [name for name in differing if name not in SETTINGS]
+    made = [column(name, lambda trial, name=name: _setting(trial, name)) for name in settings]  # type: ignore[misc]
     mean = column("mean_heldout_loss", lambda trial: number(trial.mean_loss, 4))
-    seeds = column("seeds", lambda trial: str(trial.seeds))
+    seeds = column("seeds", _seeds)
     made += [
         column("heldout_loss", lambda trial: number(trial.heldout_loss, 4)),
-        *([mean, seeds] if any(trial.seeds > 1 for trial in comparison.trials) else ()),
+        *(
+            [mean, seeds]
+            if any(trial.seeds and trial.seeds + trial.point_diverged > 1 for trial in comparison.trials)
+            else ()
+        ),
         column("gap", lambda trial: _gap(comparison.gap(trial))),
         column("ema_heldout_loss", lambda trial: number(_result(trial, "ema_heldout_loss"), 4)),
         column("heldout_accuracy", lambda trial: percent(_result(trial, "heldout_accuracy"))),
@@ -84,8 +92,12 @@ def _setting(trial: Trial, name: str) -> str:
         return text
 
 
+def _seeds(trial: Trial) -> str:
+    return str(trial.seeds) + (f", {trial.point_diverged} diverged" if trial.point_diverged else "")
+
+
 def _gap(value: float) -> str:
-    return MISSING if math.isnan(value) or value == 0 else f"+{number(value, 2)}"
+    return MISSING if math.isnan(value) or value == 0 else f"{'+' if value > 0 else ''}{number(value, 2)}"
 
 
 def _core_hours(value: float) -> str:
@@ -102,12 +114,11 @@ def title(comparison: Comparison) -> str:
 
 
 def alike(comparison: Comparison) -> str:
-    """What the trials shown have in common, in one line; empty if there is one trial or nothing."""
-    if len(comparison.trials) < 2:
-        return ""
-    common = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in comparison.alike.items())
+    """What the trials shown have in common, but for what is a column all the same, in one line; empty if nothing."""
+    settings = {name: value for name, value in comparison.alike.items() if name not in _POINT}
+    common = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     which = "all" if len(comparison.trials) == comparison.total else "those shown"
-    return f"the same in {which}: {common}" if common else ""
+    return f"the same in {which}: {common}" if common and len(comparison.trials) > 1 else common
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -181,7 +192,8 @@ def _escaped(text: str) -> str:
 
 
 def write_csv(comparisons: Sequence[Comparison], file: IO[str]) -> None:
-    """A line for each trial with all that MLflow has of it, in full precision; what is missing is empty.
+    """A line for each trial with all that MLflow has of it; what is missing is empty. Results, the budget's FLOPs and
+    whole numbers are there in full precision, other settings to the six digits that MLflow was given.
 
     `convscale law` reads it.
     """
@@ -192,13 +204,32 @@ def write_csv(comparisons: Sequence[Comparison], file: IO[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     of_budget, ids = ["budget", "budget_flops", "rank"], ["trial", "mlflow_run_id"]
     writer.writerow(
-        [*of_budget, *SETTINGS, "examples", "outcome", "gap", "mean_heldout_loss", "seeds", *results, *more, *ids]
+        [
+            *of_budget,
+            *SETTINGS,
+            "examples",
+            "outcome",
+            "gap",
+            "mean_heldout_loss",
+            "seeds",
+            "seeds_diverged",
+            *results,
+            *more,
+            *ids,
+        ]
     )
     for comparison in comparisons:
         for rank, trial in enumerate(comparison.trials, start=1):
             given = [*(trial.settings.get(name, "") for name in SETTINGS), _examples(trial)]
             figures = [_figure(trial.heldout_loss), *(_figure(_result(trial, name)) for name in results[1:])]
-            ends = [trial.outcome, _figure(comparison.gap(trial)), _figure(trial.mean_loss), trial.seeds, *figures]
+            ends = [
+                trial.outcome,
+                _figure(comparison.gap(trial)),
+                _figure(trial.mean_loss),
+                trial.seeds,
+                trial.point_diverged,
+                *figures,
+            ]
             others = [trial.settings.get(name, "") for name in more]
             writer.writerow(
                 [trial.budget, trial.budget_flops, rank, *given, *ends, *others, trial.trial_id, trial.run_id]

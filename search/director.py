@@ -133,6 +133,7 @@ class Director:
                 known = self._open(budget)
             elif known.closed:  # by what it had then: what was found since does not open it again
                 continue
+            self._foretell(budget, known)
             while budget.label not in self._exhausted:
                 seen = (len(self.state.trials), self._ended)
                 if self._without.get(budget.label) == seen:  # it was asked, and nothing has happened since
@@ -151,7 +152,9 @@ class Director:
         first = self.study.training.seed
         if self._tried(budget, known) < budget.trials and (point := self._propose(budget, known)) is not None:
             return point, first
-        if budget.seeds == 1 or any(trial.outcome is None and trial.seed == first for trial in known.trials_counted):
+        if any(trial.outcome is None and trial.seed == first for trial in known.trials_counted):
+            return None
+        if sum(trial.seed != first for trial in known.trials_counted) >= budget.further_runs:
             return None
         return next_repeat(space_of(self.study, budget), known.trials, range(first, first + budget.seeds))
 
@@ -172,7 +175,7 @@ class Director:
         return len({(trial.variant, space.place(trial.learning_rate)) for trial in known.trials if space.holds(trial)})
 
     def _open(self, budget: Budget) -> BudgetState:
-        cells = [
+        cells: list[dict[str, Any]] = [
             {
                 "variant": cell.variant,
                 "epochs": cell.epochs,
@@ -183,11 +186,9 @@ class Director:
             for cell in budget.cells
         ]
         if budget.second_objective == "memory":
-            memory = memory_by_variant(self.study, self.classes, self.state.opened.get("device", "cpu"))
+            device, variants = self.state.opened.get("device", "cpu"), [cell.variant for cell in budget.cells]
+            memory = memory_by_variant(self.study, self.classes, device, variants)
             cells = [cell | {"memory": memory[cell["variant"]]} for cell in cells]
-        expected = None
-        if self.foretell is not None and budget.label not in self.state.budgets:
-            expected = self.foretell(self.state, budget)
         self.write(
             "budget_opened",
             budget=budget.label,
@@ -200,9 +201,14 @@ class Director:
             learning_rates=budget.learning_rates,
             cells=cells,
         )
-        if expected is not None:
-            self.write("forecast_made", budget=budget.label, forecast=expected)
         return self.state.budgets[budget.label]
+
+    def _foretell(self, budget: Budget, known: BudgetState) -> None:
+        """Write what is expected of a budget that has neither a forecast nor a trial."""
+        if self.foretell is None or known.forecast is not None or known.trials:
+            return
+        if (expected := self.foretell(self.state, budget)) is not None:
+            self.write("forecast_made", budget=budget.label, forecast=expected)
 
     def _propose(self, budget: Budget, known: BudgetState) -> Point | None:
         space, second = space_of(self.study, budget), budget.second_objective

@@ -1,12 +1,13 @@
 """What a search says of a budget before it spends it, and how that turned out.
 
-The forecast is made from the budgets that are closed by then, written into the ledger before the budget's first trial,
-and held against the budget's best point once it is closed.
+The forecast is made from the smaller budgets that are closed by then, written into the ledger before the budget's first
+trial, and held against the budget's best point once it is closed.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +16,7 @@ from search.budgets import Budget
 from search.state import BudgetState, StudyState
 from search.study import Study
 
-BOOTSTRAPS: Final = 200  # of a forecast within a search: it is to take a part of a second
+BOOTSTRAPS: Final = 1000  # of a forecast within a search, as elsewhere: fewer leave the ends of intervals to chance
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,37 @@ def score_of(budget: BudgetState) -> Score | None:
     )  # fmt: skip
 
 
+def closed_only(state: StudyState, below: float = math.inf) -> StudyState:
+    """A study without the budgets that are still being searched, for their best may change, and those that are not
+    `below` so many FLOPs.
+    """
+    budgets = {label: known for label, known in state.budgets.items() if known.closed and known.flops < below}
+    trials = {name: trial for name, trial in state.trials.items() if trial.budget in budgets}
+    return StudyState(state.opened, budgets, trials)
+
+
+def still_searched(state: StudyState) -> tuple[str, ...]:
+    """The budgets that laws and forecasts leave out for that, of those with a finished trial, the smallest first."""
+    waited = [budget for budget in state.budgets.values() if not budget.closed and budget.best is not None]
+    return tuple(budget.label for budget in sorted(waited, key=lambda budget: budget.flops))
+
+
+def not_counted(state: StudyState) -> str:
+    """The same in a line; "" where there are none."""
+    labels = still_searched(state)
+    if not labels:
+        return ""
+    are, them = ("is", "it") if len(labels) == 1 else ("are", "them")
+    return f"{', '.join(labels)} {are} still being searched: the law and its forecasts do not count {them}"
+
+
 def foreteller(
     study: Study, *, train_examples: int, classes: int, cores_per_slice: int
 ) -> Callable[[StudyState, Budget], dict[str, Any] | None]:
     """What a director asks of each budget before its first trial: `search.law.forecast.BudgetForecast` as JSON values.
 
-    The answer is None before a budget is closed with a finished trial. A forecast that fails must not end a search: it
-    is logged, and the answer says so in the place of a loss.
+    The answer is None before a smaller budget is closed with a finished trial. A forecast that fails must not end a
+    search: it is logged, and the answer says so in the place of a loss.
 
     Args:
         study: the study.
@@ -78,11 +103,7 @@ def foreteller(
     """
 
     def foretell(state: StudyState, budget: Budget) -> dict[str, Any] | None:
-        closed = StudyState(
-            state.opened,
-            {label: budget for label, budget in state.budgets.items() if budget.closed},
-            {name: trial for name, trial in state.trials.items() if state.budgets[trial.budget].closed},
-        )
+        closed = closed_only(state, below=budget.flops)
         if all(known.best is None for known in closed.budgets.values()):
             return None
         try:

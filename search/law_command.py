@@ -7,23 +7,40 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 
 from rich.console import Console
 
+from search.budgets import Budget, amounts_in_flops
+from search.foretold import closed_only, not_counted, still_searched
+from search.formats import number
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
-from search.law.forecast import BudgetForecast, Speed, forecast_budget, next_budgets, speed_of_state
+from search.law.forecast import (
+    BudgetForecast,
+    Speed,
+    forecast_budget,
+    in_core_hours,
+    next_budgets,
+    speed_of_state,
+)
 from search.law.grouping import budgets_of
 from search.law.report_text import render_law
 from search.ledger import Record
+from search.rates import core_hour_rates, rates_on_tpu
+from search.results import measured_rates
+from search.resume import as_begun
 from search.state import StudyState
 from search.study import Study
 from search.terminal import tell
 from search.units import Quantity, parse_quantity
 
 _MOST_FLOPS = 1e60
+_MOST_BOOTSTRAPS = 100_000  # so that they fit into memory
 _FEWEST_BUDGETS = 3  # that a law can be fitted to
+_CLOSE = 0.1  # of the core-hours asked for, within which the cost is as good as they
 
 
 def show_law(
@@ -38,7 +55,7 @@ def show_law(
     confidence: float = 0.95,
     as_json: bool = False,
 ) -> None:
-    """Fit the law of a CSV (a path that ends in .csv) or of a study's newest run, and print it.
+    """Fit the law of a CSV (a path that ends in .csv or .tsv) or of a study's newest run, and print it.
 
     Args:
         path: the CSV, or the study file.
@@ -57,8 +74,11 @@ def show_law(
             raise LawError(
                 f"--forecast: {flops:g} given; allowed: FLOPs above 0 and up to {_MOST_FLOPS:g}, such as 1e21"
             )
+    if bootstraps > _MOST_BOOTSTRAPS:
+        raise LawError(f"--bootstraps: {bootstraps} given; allowed: up to {_MOST_BOOTSTRAPS}; the default is 1000")
     nexts: list[BudgetForecast] = []
-    if path.suffix.casefold() == ".csv":
+    state = StudyState()
+    if path.suffix.casefold() in (".csv", ".tsv"):
         if budgets:
             raise LawError(
                 f"--budget: {budgets[0]!r} given for {path}; allowed: with a study, which knows its variants; "
@@ -69,15 +89,29 @@ def show_law(
         study, records = _newest_run(path)
         state = StudyState.of(records)
         asked = [_quantity(text) for text in budgets]
-        law = _fit(runs_of_state(state, str(path)), leave_out, bootstraps, seed, confidence)
+        law = _fit(counted_runs(state, str(path)), leave_out, bootstraps, seed, confidence)
         nexts = study_forecasts(study, records, law, asked)
     found = [law.forecast(flops) for flops in forecasts]
     if as_json:
-        sys.stdout.write(json.dumps(law_as_json(law, found, nexts), allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(law_as_json(law, found, nexts, still_searched(state)), allow_nan=False) + "\n")
         return
     render_law(law, console, found, nexts)
+    if line := not_counted(state):
+        tell(console, f"Note: {line}")
     if nexts:
         tell(console, f"Figures and a page to keep: convscale report {path}")
+
+
+def counted_runs(state: StudyState, source: str = "study") -> RunTable:
+    """The runs that a study's law is fitted to: those of its closed budgets. Before one is closed with a finished trial
+    they are those of the smallest that has one: no law, but its learning rates.
+    """
+    table = runs_of_state(closed_only(state), source)
+    if table.runs or not (labels := still_searched(state)):
+        return table
+    first = state.budgets[labels[0]]
+    trials = {trial.trial_id: trial for trial in first.trials}
+    return runs_of_state(StudyState(state.opened, {first.label: first}, trials), source)
 
 
 def study_forecasts(
@@ -88,43 +122,64 @@ def study_forecasts(
     Raises:
         LawError: core-hours of a device whose speed is not known.
     """
-    from search.budgets import amounts_in_flops
-    from search.rates import core_hour_rates
-
+    study, _ = as_begun(study, records)
     state = StudyState.of(records)
     train_examples, classes = int(state.opened["train_examples"]), int(state.opened["classes"])
     speed = speed_of_study(study, records)
     by_device = core_hour_rates(study, classes, state.opened)
+
+    def foretold(budget: Budget | Quantity, variant: str | None = None) -> BudgetForecast:
+        found = forecast_budget(
+            law, study, budget, train_examples=train_examples, classes=classes, speed=speed, variant=variant
+        )
+        return replace(found, notes=(*found.notes, *_off_core_hours(study, found)))
+
+    def of_asked(quantity: Quantity) -> BudgetForecast:
+        given, rates = study.compute.flops_per_core_second, list(speed.flops_per_core_second.values())
+        if quantity.unit == "core-hours" and quantity.device is None and given is None:
+            if bought := in_core_hours(law, study, quantity, speed, train_examples, classes):
+                return foretold(*bought)
+            given = harmonic_mean(rates) if rates else None
+        return foretold(_in_flops(study, quantity, quantity.flops(given, by_device)))
+
     if asked:
-        rates = list(speed.flops_per_core_second.values())
-        rate = study.compute.flops_per_core_second or (sum(rates) / len(rates) if rates else None)
-        amounts = [_in_flops(study, quantity, quantity.flops(rate, by_device)) for quantity in asked]
-    else:
-        amounts = next_budgets(study, state, amounts_in_flops(study, by_device))
+        return [of_asked(quantity) for quantity in asked]
+    return [foretold(quantity) for quantity in next_budgets(study, state, amounts_in_flops(study, by_device))]
+
+
+def _off_core_hours(study: Study, found: BudgetForecast) -> list[str]:
+    """A line where an amount of core-hours of the study's own device is not about what the recommended run costs."""
+    asked = parse_quantity(found.label)
+    own = asked.device is None or study.compute.device == "tpu"
+    if asked.unit != "core-hours" or not own or found.core_hours is None:
+        return []
+    if abs(found.core_hours / asked.amount - 1) <= _CLOSE:
+        return []
     return [
-        forecast_budget(law, study, amount, train_examples=train_examples, classes=classes, speed=speed)
-        for amount in amounts
+        f"a run of {found.variant} costs {number(found.core_hours)} core-hours, not {number(asked.amount, trim=True)}: "
+        "core-hours become FLOPs at one rate for all variants, or whole steps and grids of epochs do not meet them"
     ]
 
 
 def speed_of_study(study: Study, records: Sequence[Record]) -> Speed:
     """How fast the study's compute trains its variants: as its newest run measured, where that trained on the same
-    device, or else as a plan would have it.
+    device, or else as a plan would have it. Where the study leaves the device, or a slice's CPU threads, to the machine
+    or cluster, they are those of the run's newest session.
     """
     from search.commands import has_rates_of
     from search.devices import device_here, metered_cores
     from search.programs import load_programs
-    from search.rates import rates_on_tpu
 
-    state, device = StudyState.of(records), device_here(study)
+    state, compute = StudyState.of(records), study.compute
+    last = next((record for record in reversed(records) if record.event == "session_started"), None)
+    device = (last.get("device") if last is not None and compute.device == "auto" else None) or device_here(study)
+    cores = metered_cores(study, device)
+    if compute.cores_per_slice is None and device not in ("cuda", "tpu") and last is not None:
+        cores = int(last["cores_per_slice"]) if last.get("device") == device else cores
     here = state if has_rates_of(study, records, device) else StudyState()
-    speed = speed_of_state(study, here, metered_cores(study, device))
+    speed = speed_of_state(study, here, cores)
     if device != "tpu":
         return speed
-    from dataclasses import replace
-
-    from search.results import measured_rates
-
     known = rates_on_tpu(study, load_programs(study), int(state.opened["classes"]), measured_rates(here))
     return replace(
         speed, flops_per_core_second={variant: rate.flops_per_core_second for variant, rate in known.items()}

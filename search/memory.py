@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from clusters.tpu import CORES_PER_CHIP, HBM_BYTES_PER_CHIP
 from models.costs import training_memory
@@ -12,8 +12,11 @@ from search.formats import number
 from search.study import Study
 
 
-def memory_by_variant(study: Study, classes: int, device: str = "cpu") -> dict[str, int]:
-    """Bytes that training each variant takes of a worker at least, with what it holds of the batch; an estimate.
+def memory_by_variant(
+    study: Study, classes: int, device: str = "cpu", variants: Iterable[str] | None = None
+) -> dict[str, int]:
+    """Bytes that training each variant (None: all) takes of a worker at least, with what it holds of the batch; an
+    estimate.
 
     On a TPU each core holds its share of the images, and all of the weights.
     """
@@ -23,7 +26,7 @@ def memory_by_variant(study: Study, classes: int, device: str = "cpu") -> dict[s
     cores = chips_of_worker() * CORES_PER_CHIP if device == "tpu" else 1
     return {
         variant: cores * training_memory(study.model_size(variant, classes), training.precision).of(-(-held // cores))
-        for variant in study.model.variants
+        for variant in (study.model.variants if variants is None else variants)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -64,8 +64,8 @@ class Plan:
 
     @property
     def at_most(self) -> bool:
-        """Whether there may be fewer: sampler trend ends decided budgets early, and only best points are repeated."""
-        return any(budget.doubt or budget.seeds > 1 for budget in self.budgets)
+        """Whether there may be fewer, see `ends_early`."""
+        return any(map(ends_early, self.budgets))
 
     @property
     def flops(self) -> float:
@@ -88,12 +88,8 @@ class Plan:
         return None if rate is None else rate.core_hours_at_least(cell.flops)
 
     def budget_seconds(self, budget: Budget) -> float | None:
-        """Expected seconds of a budget's trials, in rounds of one on each slice and spread evenly over its cells."""
-        seconds = [self.trial_seconds(cell) for cell in budget.cells]
-        known = [each for each in seconds if each is not None]
-        if len(known) < len(seconds):
-            return None
-        return math.ceil(budget.runs / self.study.compute.slices) * _mean(known)
+        """Expected seconds of a budget's trials, see `search_seconds`."""
+        return search_seconds(budget, self.study.compute.slices, self.trial_seconds)
 
     @property
     def seconds(self) -> float | None:
@@ -101,6 +97,20 @@ class Plan:
         each = [self.budget_seconds(budget) for budget in self.budgets]
         known = [seconds for seconds in each if seconds is not None]
         return sum(known) if len(known) == len(each) else None
+
+
+def search_seconds(budget: Budget, slices: int, trial_seconds: Callable[[Cell], float | None]) -> float | None:
+    """Expected seconds of a budget's trials, further seeds included, in rounds of one on each slice and spread evenly
+    over its cells; None where those of a cell are not known. As everything of a plan at most, see `Plan.at_most`.
+    """
+    seconds = [trial_seconds(cell) for cell in budget.cells]
+    known = [each for each in seconds if each is not None]
+    return math.ceil(budget.runs / slices) * _mean(known) if len(known) == len(seconds) else None
+
+
+def ends_early(budget: Budget) -> bool:
+    """Whether there may be fewer trials: sampler trend ends a decided budget, and only best points are repeated."""
+    return budget.doubt > 0 or budget.seeds > 1
 
 
 def plan(
@@ -259,11 +269,16 @@ def _total_line(plan: Plan) -> str:
 
 
 def _expected(plan: Plan) -> str:
-    """How many of them sampler trend will have run when it is content, going by simulated studies."""
+    """How many of them sampler trend will have run when it is content, going by simulated studies, with at least the
+    further seeds of one point of each budget.
+    """
     if plan.study.search.sampler != "trend" or plan.study.search.doubt != DOUBT:
         return ""
-    expected = sum(min(budget.trials, TREND_TRIALS_PER_CELL * len(budget.cells)) for budget in plan.budgets)
-    return f" (~{round(expected)} where losses are like the paper's)"
+    expected = sum(
+        min(budget.trials, TREND_TRIALS_PER_CELL * len(budget.cells)) + budget.seeds - 1 for budget in plan.budgets
+    )
+    or_more = " or more" if plan.study.search.seeds > 1 else ""
+    return f" (~{round(expected)}{or_more} where losses are like the paper's)"
 
 
 def _mean(values: list[float]) -> float:

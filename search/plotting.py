@@ -55,6 +55,17 @@ def log_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [float(tick) for tick in linear if low <= tick <= high]
 
 
+def exactly(ticks: Sequence[float]) -> list[str]:
+    """Labels of ticks, with as many digits as it takes to tell them as they are: 0.4975, 0.5, 0.5025."""
+    enough = (
+        digits
+        for digits in range(2, 12)
+        if all(math.isclose(float(f"{tick:.{digits - 1}e}"), tick, rel_tol=1e-10) for tick in ticks)
+    )
+    digits = next(enough, 3)
+    return [number(tick, digits, trim=True) for tick in ticks]
+
+
 def power_of_ten(value: float) -> str:
     """6e11 as mathematical text: 6 x 10^11."""
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -85,5 +96,5 @@ def set_loss_axis(axes: Axes, low: float, high: float) -> None:
     axes.set_ylim(low, high)
     ticks = log_ticks(low, high)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([number(tick, trim=True) for tick in ticks]))
+    axes.yaxis.set_major_formatter(FixedFormatter(exactly(ticks)))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search.budgets import Budget, amounts_in_flops
 from search.director import space_of
+from search.ledger import Record
 from search.runs import SessionError
 from search.state import StudyState
 from search.study import Study
@@ -22,6 +23,22 @@ def described(splits: Splits) -> dict[str, Any]:
         "heldout_examples": len(splits.heldout),
         "data_digest": splits.digest,
     }
+
+
+def as_begun(study: Study, records: Sequence[Record]) -> tuple[Study, list[str]]:
+    """The study with the sampler that its run goes on with, and a line where that is not what is taken today.
+
+    What was begun when tpe was the default goes on with it, unless the study names its sampler: what is done already
+    would not be done by another one.
+    """
+    first = next((record for record in records if record.event == "budget_opened"), None)
+    if first is None or "doubt" in first.fields or "sampler" in study.search.model_fields_set:
+        return study, []
+    line = (
+        f"{records[0]['run']} began when sampler tpe was the default, and goes on with it; "
+        "set search.sampler: trend to change that"
+    )
+    return study.model_copy(update={"search": study.search.model_copy(update={"sampler": "tpe"})}), [line]
 
 
 def refuse_changed_study(
@@ -54,6 +71,15 @@ def refuse_changed_study(
             f"{study.source}: changed since {state.opened['run']} of this study began ({shown}), so trials cannot be "
             "compared; restore the study and its data to go on, or start anew beside it with --fresh"
         )
+
+
+def opened_again(state: StudyState, budgets: Iterable[Budget]) -> list[str]:
+    """A line for each closed budget that a search opens again: what for."""
+    return [
+        f"budget {budget.label} is opened again: {', '.join(more)}"
+        for budget in budgets
+        if (known := state.budgets.get(budget.label)) is not None and known.closed and (more := known.lacks(budget))
+    ]
 
 
 def without_trials(study: Study, state: StudyState, budgets: Iterable[Budget]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Final
 from rich.console import Console
 
 from search.formats import number
+from search.points import Points
 from search.results import meter_summary, ordered_budgets
 from search.sections import SecondObjective
 from search.state import BudgetState, StudyState, TrialState
@@ -30,21 +31,22 @@ UNITS: Final[Mapping[SecondObjective, str]] = {
 
 
 def costs_of(objective: SecondObjective, state: StudyState, budget: BudgetState) -> dict[str, float]:
-    """The cost of each variant of a budget.
+    """The cost of each variant of a budget, those that the study has taken out since included.
 
     Inference takes a third of the training FLOPs of an image (one forward pass of three passes' worth). Core-hours are
     the mean of what the variant's finished trials of this budget took in training steps; before there are any, what
     they took for each FLOP in other budgets, or what all variants did; and without any at all, alike for all. Memory is
-    the estimate, a lower bound, that the budget was opened with (`search.memory`).
+    the estimate, a lower bound, that the budget was opened with (`search.memory`); a variant that was taken out before
+    there was one has none.
     """
-    cells = {cell["variant"]: cell for cell in budget.cells if cell["variant"] in budget.variants}
+    cells = {cell["variant"]: cell for cell in budget.cells}
     match objective:
         case "parameters":
             return {variant: float(cell["parameters"]) for variant, cell in cells.items()}
         case "inference_flops":
             return {variant: cell["flops_per_image"] / 3 for variant, cell in cells.items()}
         case "memory":
-            return {variant: float(cell["memory"]) for variant, cell in cells.items()}
+            return {variant: float(cell["memory"]) for variant, cell in cells.items() if "memory" in cell}
         case "core_hours":
             return {variant: _core_hours(variant, state, budget) for variant in cells}
 
@@ -79,20 +81,20 @@ class FrontPoint:
 
 
 def pareto_front(trials: Iterable[TrialState], costs: Mapping[str, float]) -> list[FrontPoint]:
-    """What no other beats of the finished trials, seeds averaged: none that costs as little, or less, has a lower loss.
+    """What no other beats of the trials, seeds averaged: none that costs as little, or less, has a lower loss.
 
-    Cheapest first. Costs within `SAME_COST` of each other count as equal: core-hours are measured.
+    Cheapest first. Costs within `SAME_COST` of each other count as equal: core-hours are measured. A point that
+    diverged with some seed is on it only where all did.
     """
-    alike: dict[tuple[str, float], list[TrialState]] = {}
-    for trial in trials:
-        if trial.outcome == "finished" and trial.variant in costs:
-            alike.setdefault((trial.variant, trial.learning_rate), []).append(trial)
+    ranked = Points(trial for trial in trials if trial.variant in costs).ranked()
     points = [
         FrontPoint(
-            variant, seeds[0].epochs, rate, fmean(trial.heldout_loss for trial in seeds), costs[variant], len(seeds)
+            seeds.point.variant, seeds.finished[0].epochs, seeds.point.learning_rate, seeds.mean_loss,
+            costs[seeds.point.variant], len(seeds.finished),
         )
-        for (variant, rate), seeds in alike.items()
-    ]
+        for seeds in ranked
+        if seeds.diverged == ranked[0].diverged
+    ]  # fmt: skip
     equal = _levels(point.cost for point in points)
     front: list[FrontPoint] = []
     lowest = math.inf

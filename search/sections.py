@@ -170,7 +170,8 @@ class Search(Section):
         ge=1,
         le=100,
         description="Runs, each with a seed of its own (from training.seed on), of each budget's best points: of every "
-        "variant within 2 % of the best loss. The law takes the noise of its points from them.",
+        "variant within 2 % of the best loss. Of n variants at most n + 1 times the further seeds are run: the first "
+        "best may have been lucky. The law takes the noise of its points from them.",
     )
     second_objective: SecondObjective | None = Field(
         default=None,

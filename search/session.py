@@ -35,13 +35,13 @@ from search.progress import PlannedBudget, ProgressView
 from search.rates import core_hour_rates
 from search.ray_settings import prepare_environment
 from search.results import render_results
-from search.resume import described, refuse_changed_study, without_trials
+from search.resume import as_begun, described, opened_again, refuse_changed_study, without_trials
 from search.runs import RunFolder, choose_run, local_folder, prepare_storage
 from search.second_objective import render_fronts
 from search.state import StudyState
 from search.study import Study, load_study
 from search.terminal import logging_to, program, reader_may_be_gone, shown, tell
-from search.tracking_uri import page_command
+from search.tracking_uri import page_command, without_passwords
 from search.views import Views, check_tracking, optuna_path, tracking_address, write_results
 from trainables.data import Splits
 
@@ -90,6 +90,7 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
     local = local_folder(study, folder)
     with logging_to(local / "logs" / "search.log"), Ledger(folder.url) as ledger, ExitStack() as stack:
         before = StudyState.of(ledger.records)
+        study, goes_on = as_begun(study, ledger.records)
         core_hours = core_hour_rates(study, len(splits.classes), before.opened)
         if ledger.records:
             refuse_changed_study(study, before, splits, core_hours)
@@ -124,7 +125,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         budgets = before.named(budgets)
         here = warnings_here(study) if address is None else []
         found = [] if ledger.records else splits.warnings()  # its mends are for before a search has begun
-        warnings = [*found, *here, *warnings, *without_trials(study, before, budgets)]
+        again = [*opened_again(before, budgets), *without_trials(study, before, budgets)]
+        warnings = [*found, *here, *warnings, *goes_on, *again]
         if address is not None:
             warnings += fit_to_cluster(study, fleet, folder.url)
         plan = fleet.plan
@@ -257,8 +259,10 @@ def open_study(
     device: str,
     core_hours: Mapping[str, float],
 ) -> None:
-    """Write the ledger's first event, and a copy of the study file beside it."""
-    text = path.read_text(encoding="utf-8-sig")
+    """Write the ledger's first event, and a copy of the study file beside it; users and passwords of addresses stay
+    out of both, for they are shared.
+    """
+    text = without_passwords(path.read_text(encoding="utf-8-sig"))
     fs, target = fsspec.core.url_to_fs(f"{folder.url}/study.yaml")
     fs.pipe_file(target, text.encode())
     named = {quantity.device for quantity in study.budgets if quantity.device is not None}

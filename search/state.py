@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.ledger import Record
+from search.points import Points
 from search.space import CellSize, Explored, Space
 from search.units import same_amount
 
@@ -74,28 +74,15 @@ class BudgetState:
 
     @property
     def best(self) -> TrialState | None:
-        """The best finished trial, or None. Of points that were run with several seeds the one with the lowest mean
-        loss is the best, and of its trials that with the lowest loss.
-        """
-        return min(self._best_point, key=lambda trial: trial.heldout_loss, default=None)
+        """The best finished trial, or None: of the best of its `search.points` that with the lowest loss."""
+        best = Points(self.trials).best
+        return None if best is None else best.lowest
 
     @property
     def best_loss(self) -> float:
         """Held-out loss of the best point, the mean over its seeds; NaN where nothing has finished."""
-        return fmean(trial.heldout_loss for trial in self._best_point) if self._best_point else math.nan
-
-    @property
-    def _best_point(self) -> list[TrialState]:
-        """The finished trials of the variant and learning rate whose mean loss is the lowest. One that diverged with
-        some seed comes after all that did not.
-        """
-        points: dict[tuple[str, float], list[TrialState]] = {}
-        unsound = {(trial.variant, trial.learning_rate) for trial in self.trials if trial.outcome == "diverged"}
-        for trial in self.trials:
-            if trial.outcome == "finished":
-                points.setdefault((trial.variant, trial.learning_rate), []).append(trial)
-        order = {key: (key in unsound, fmean(trial.heldout_loss for trial in of)) for key, of in points.items()}
-        return points[min(order, key=order.__getitem__)] if order else []
+        best = Points(self.trials).best
+        return math.nan if best is None else best.mean_loss
 
     @property
     def sizes(self) -> tuple[CellSize, ...]:
@@ -128,13 +115,22 @@ class BudgetState:
 
     def opened_as(self, budget: Budget) -> bool:
         """Whether it was last opened with the variants that this budget has, and to as much effort, or more."""
-        return (
-            self.opened_with(budget.trials, {cell.variant for cell in budget.cells})
-            and self.seeds >= budget.seeds
-            and self.doubt <= budget.doubt
-            and budget.second_objective in (None, self.second_objective)
-            and (not self.doubt or set(budget.learning_rates) <= set(self.learning_rates))  # decided by those alone
-        )
+        return not self.lacks(budget)
+
+    def lacks(self, budget: Budget) -> list[str]:
+        """What this budget has that it was not last opened with, in words; nothing where it was opened as this is."""
+        variants = [cell.variant for cell in budget.cells]
+        # it was decided by the rates it had, where it was decided
+        rates = sorted(set(budget.learning_rates) - set(self.learning_rates)) if self.doubt else []
+        asked = {
+            f"{budget.trials} trials instead of {self.trials_planned}": budget.trials > self.trials_planned,
+            f"variants {', '.join(variants)}": self.variants != set(variants),
+            f"{budget.seeds} seeds instead of {self.seeds}": budget.seeds > self.seeds,
+            f"doubt {budget.doubt:g} instead of {self.doubt:g}": budget.doubt < self.doubt,
+            f"second objective {budget.second_objective}": budget.second_objective not in (None, self.second_objective),
+            f"learning rates {', '.join(f'{rate:g}' for rate in rates)}": rates,
+        }
+        return [what for what, more in asked.items() if more]
 
     def opened_with(self, trials: int, variants: AbstractSet[str]) -> bool:
         """Whether it was last opened with these variants, and with as many trials, or more."""

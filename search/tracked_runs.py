@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from statistics import fmean
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from search.ledger import Record
+from search.points import Points
 
 Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -25,7 +25,6 @@ LAYOUT: Final = 2  # of runs on a server; those of a lower one are given everyth
 LAYOUT_TAG: Final = "convscale.layout"
 COMMON_TAGS: Final = ("code_version", "device")  # of a session, and so of what it trains
 TEXT_LIMIT: Final = 1000  # characters of a tag; servers allow 5,000
-_Point = tuple[str, float]  # a variant and a learning rate, whatever the seed
 _STATUS_OF_OUTCOME: Final[dict[str, Status]] = {"finished": "FINISHED", "diverged": "KILLED", "failed": "FAILED"}
 _STATUS_OF_SESSION: Final[dict[str, Status]] = {"finished": "FINISHED", "interrupted": "SCHEDULED", "error": "FAILED"}
 _SERIES: Final = ("train_loss", "learning_rate", "images_per_second")
@@ -132,25 +131,29 @@ def _text(value: Any) -> str:
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
 
 
+class _Trial(NamedTuple):
+    """A trial, as what is best of a budget depends on it."""
+
+    variant: str
+    learning_rate: float
+    outcome: str | None = None
+    heldout_loss: float = math.nan
+
+
 @dataclass(slots=True)
 class _Budget:
-    """A budget, and the best of it so far."""
+    """A budget, and what has ended of it so far."""
 
     index: int
     flops: float
     ended: int = 0
-    heldout_loss: float = math.inf  # of the best point: the mean over its seeds, as `search.state.BudgetState` has it
     forecast: dict[str, float] = field(default_factory=dict)  # of the loss: value, low, high
-    losses: dict[_Point, list[float]] = field(default_factory=dict)  # of finished trials
-    means: dict[_Point, float] = field(default_factory=dict)  # of those
+    points: Points[_Trial] = field(default_factory=Points)
 
-    def take(self, point: _Point, heldout_loss: float) -> bool:
-        """Take a finished trial into account; whether the best loss is another now."""
-        losses = self.losses.setdefault(point, [])
-        losses.append(heldout_loss)
-        self.means[point] = fmean(losses)
-        before, self.heldout_loss = self.heldout_loss, min(self.means.values())
-        return self.heldout_loss != before
+    @property
+    def best_loss(self) -> float | None:
+        """Of the best point, the mean over its seeds; None where nothing has finished."""
+        return None if self.points.best is None else self.points.best.mean_loss
 
 
 @dataclass(slots=True)
@@ -166,7 +169,7 @@ class TrackedStudy:
     _common: dict[str, Any] = field(default_factory=dict)
     _budgets: dict[str, _Budget] = field(default_factory=dict)
     _budget_of: dict[str, str] = field(default_factory=dict)
-    _point_of: dict[str, _Point] = field(default_factory=dict)
+    _trials: dict[str, _Trial] = field(default_factory=dict)
 
     @property
     def budgets(self) -> dict[str, float]:
@@ -270,11 +273,12 @@ class TrackedStudy:
         label, run = record["budget"], self.runs[budget_key(record["budget"])]
         run.set_tags(record, best_trial=record["best"])
         run.set_status(record, "FINISHED")
-        best = self._budgets[label]
-        self.runs[STUDY_KEY].add_point(record, "best_heldout_loss", best.heldout_loss, best.index)
-        if best.forecast and best.means:
-            run.add_point(record, "forecast_error", best.forecast["value"] / best.heldout_loss - 1, best.ended)
-            inside = best.forecast["low"] <= best.heldout_loss <= best.forecast["high"]
+        budget = self._budgets[label]
+        best = budget.best_loss
+        self.runs[STUDY_KEY].add_point(record, "best_heldout_loss", best, budget.index)
+        if budget.forecast and best is not None:
+            run.add_point(record, "forecast_error", budget.forecast["value"] / best - 1, budget.ended)
+            inside = budget.forecast["low"] <= best <= budget.forecast["high"]
             run.set_tags(record, forecast="inside its interval" if inside else "outside its interval")
 
     def _trial_suggested(self, record: Record) -> None:
@@ -289,7 +293,8 @@ class TrackedStudy:
         run.set_marks(record, budget_flops=repr(flops))  # all its digits
         run.set_tags(record, budget=label, trial=trial, variant=record["variant"])
         run.set_status(record, "SCHEDULED")
-        self._budget_of[trial], self._point_of[trial] = label, (record["variant"], record["learning_rate"])
+        self._budget_of[trial] = label
+        self._trials[trial] = _Trial(record["variant"], record["learning_rate"])
 
     def _trial_progressed(self, record: Record) -> None:
         """Steps that are repeated after a crash are the same steps: the first report of each stands."""
@@ -309,10 +314,12 @@ class TrackedStudy:
         run.set_tags(record, outcome=outcome, reason=result.get("reason"), error=result.get("error"))
         run.set_status(record, _STATUS_OF_OUTCOME[outcome])
         label = self._budget_of[record["trial"]]
-        best, budget_run = self._budgets[label], self.runs[budget_key(label)]
-        best.ended += 1
-        if outcome == "finished" and best.take(self._point_of[record["trial"]], result["heldout_loss"]):
-            budget_run.add_point(record, "best_heldout_loss", best.heldout_loss, best.ended)
+        budget = self._budgets[label]
+        before, loss = budget.best_loss, result["heldout_loss"] if outcome == "finished" else math.nan
+        budget.points.add(self._trials[record["trial"]]._replace(outcome=outcome, heldout_loss=loss))
+        budget.ended += 1
+        if budget.best_loss != before:
+            self.runs[budget_key(label)].add_point(record, "best_heldout_loss", budget.best_loss, budget.ended)
 
     def _trial_reopened(self, record: Record) -> None:
         """A trial that failed is tried again: what was said of its end no longer holds."""

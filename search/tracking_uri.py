@@ -48,6 +48,11 @@ def shown(uri: str) -> str:
     return re.sub(r"^([^:/]*://)[^/]*@", r"\1", uri)
 
 
+def without_passwords(text: str) -> str:
+    """A text without the users and passwords of the addresses in it."""
+    return re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
+
+
 def reason_of(error: Exception) -> str:
     """One short line of what went wrong."""
     text = " ".join(str(error).split())

@@ -56,10 +56,10 @@ def pareto_fronts_data(state: StudyState) -> ParetoFronts:
         if budget.second_objective != objective:
             continue
         costs = costs_of(objective, state, budget)
-        shown = [trial for trial in budget.trials if can_be_shown(trial) and costs.get(trial.variant, 0.0) > 0]
-        trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in shown)
-        if shown:
-            fronts.append(Front(budget.label, trials, tuple(pareto_front(shown, costs))))
+        priced = [t for t in budget.trials if costs.get(t.variant, 0.0) > 0 and not t.heldout_loss <= 0]
+        trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in priced if can_be_shown(trial))
+        if trials:
+            fronts.append(Front(budget.label, trials, tuple(pareto_front(priced, costs))))
     return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts))
 
 
@@ -96,7 +96,7 @@ def draw_pareto_fronts(data: ParetoFronts, target: Target) -> None:
     low, high = min(costs) / margin, max(costs) * margin
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    set_log_ticks(axes, log_ticks(low, high, 3), lambda tick: number(tick, 2, trim=True))
+    set_log_ticks(axes, log_ticks(low, high, 3))
     top = _CLIP * max(kept)
     room = max((top / min(kept)) ** 0.06, 1.01)
     set_loss_axis(axes, min(kept) / room, top)

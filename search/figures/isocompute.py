@@ -25,8 +25,8 @@ from search.figures.trials import (
     Point,
     between,
     cell_bests,
-    finished,
     percent_of,
+    ranked,
     size,
     study_name,
     untuned_cells,
@@ -80,7 +80,7 @@ def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
     fitted = {} if isinstance(found, Refused) else {curve.budget: curve for curve in found.curves}
     variants, left_out, curves, refusals = variants_of(state), untuned_cells(law), [], []
     for budget in ordered_budgets(state):
-        points = sorted(cell_bests(variants, finished(budget)), key=lambda point: point.parameters)
+        points = sorted(cell_bests(variants, ranked(budget)), key=lambda point: point.parameters)
         if not points:
             continue
         untuned = [point for point in points if (budget.label, point.variant) in left_out]
@@ -124,7 +124,7 @@ def read_iso_compute(data: IsoComputeCurves) -> str:
             "Which size is best cannot be judged: at no budget are the learning rates of two sizes tuned, and those of "
             "the others were not tuned enough to compare."
         )
-    bests = [min(curve.best, key=lambda point: point.loss) for curve in judged]
+    bests = [min(curve.best, key=lambda point: (point.unsound, point.loss)) for curve in judged]
     smallest = all(best.parameters == _smallest(curve) for best, curve in zip(bests, judged, strict=True))
     leading = sorted({best.variant for best in bests})
     if smallest and len(leading) == 1 and any(len(curve.best) > 1 for curve in judged):

@@ -36,10 +36,10 @@ from search.figures.trials import (
     cell_bests,
     diverged,
     finished,
-    lowest,
     of_seeds,
     of_variant,
     percent_of,
+    ranked,
     study_name,
     untuned_cells,
     variants_of,
@@ -82,19 +82,19 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
     with a `law` its line, its interval, and what it forecasts for budgets of so many FLOPs.
     """
     variants, budgets = variants_of(state), ordered_budgets(state)
-    ended = [finished(budget) for budget in budgets]
-    frontier = tuple(point for points in ended if (point := lowest(points)) is not None)
+    points_of = [ranked(budget) for budget in budgets]
+    frontier = tuple(points[0] for points in points_of if points)
     line, ahead = _law_line(law, frontier, forecasts) if law is not None and frontier else (None, ())
     left_out = untuned_cells(law)
     bests = [
         (point, (budget.label, point.variant) in left_out)
-        for budget, points in zip(budgets, ended, strict=True)
+        for budget, points in zip(budgets, points_of, strict=True)
         for point in cell_bests(variants, points)
     ]
     return LossVsCompute(
         study=study_name(state),
         variants=variants,
-        finished=tuple(point for points in ended for point in points),
+        finished=tuple(point for budget in budgets for point in finished(budget)),
         best=tuple(point for point, untuned in bests if not untuned),
         frontier=frontier,
         diverged=tuple(point for budget in budgets for point in diverged(budget)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Final
@@ -17,7 +17,7 @@ from matplotlib.transforms import offset_copy
 
 from search.figures.trials import Point
 from search.formats import number
-from search.plotting import GREY, log_ticks, new_figure, power_of_ten, style_axes
+from search.plotting import GREY, exactly, log_ticks, new_figure, power_of_ten, style_axes
 
 Target = str | Path | IO[bytes]
 
@@ -132,10 +132,10 @@ def set_compute_axis(axes: Axes, low: float, high: float, budgets: Sequence[floa
     set_log_ticks(axes, list(budgets) if fits else log_ticks(low, high, 3), power_of_ten)
 
 
-def set_log_ticks(axes: Axes, ticks: Sequence[float], label: Any) -> None:
-    """Label the x axis at these values only."""
+def set_log_ticks(axes: Axes, ticks: Sequence[float], label: Callable[[float], str] | None = None) -> None:
+    """Label the x axis at these values only; without a `label` by the numbers themselves."""
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_major_formatter(FixedFormatter([label(tick) for tick in ticks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([label(tick) for tick in ticks] if label else exactly(ticks)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Final, Literal
 
 from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ from search.figures.marks import (
 from search.figures.trials import can_be_shown, study_name
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis, style_axes
+from search.points import Points
 from search.results import meter_summary, ordered_budgets
 from search.state import BudgetState, StudyState, TrialState
 
@@ -41,7 +42,8 @@ class Step:
     """One ended trial: its loss (NaN if it did not finish), the best of the budget so far (NaN before the first), and
     the core-hours that the budget has taken up to and with it, of training and of all else.
 
-    The best is that of a variant and learning rate, the mean over the seeds that have finished by then; so it may rise.
+    The best is that of a variant and learning rate, the mean over the seeds that have finished by then; so it may rise,
+    also when a seed diverges.
     """
 
     outcome: Ended
@@ -79,20 +81,19 @@ def search_progress_data(state: StudyState) -> SearchProgress:
 
 def _progress(budget: BudgetState) -> BudgetProgress:
     steps: list[Step] = []
-    alike: dict[tuple[str, float], list[float]] = {}
-    places: dict[tuple[str, float], int] = {}
+    points: Points[TrialState] = Points()
+    places: dict[str, int] = {}
     spent = 0.0
     for trial in budget.trials:
         if trial.outcome is None:
             continue
         spent += _spent(trial)
+        if not trial.heldout_loss <= 0:
+            points.add(trial)
         loss = trial.heldout_loss if can_be_shown(trial) else math.nan
-        if not math.isnan(loss):
-            point = (trial.variant, trial.learning_rate)
-            alike.setdefault(point, []).append(loss)
-            places.setdefault(point, len(steps) + 1)
-        steps.append(Step(trial.outcome, loss, min(map(fmean, alike.values()), default=math.nan), spent))
-    found = places[min(alike, key=lambda point: fmean(alike[point]))] if alike else 0
+        steps.append(Step(trial.outcome, loss, math.nan if points.best is None else points.best.mean_loss, spent))
+        places[trial.trial_id] = len(steps)
+    found = 0 if points.best is None else places[points.best.finished[0].trial_id]
     return BudgetProgress(budget.label, len(budget.cells), budget.trials_total, tuple(steps), found)
 
 
@@ -118,7 +119,7 @@ def read_search_progress(data: SearchProgress) -> str:
     outcomes = [step.outcome for budget in data.budgets for step in budget.steps]
     lost = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in MARKS if kind in outcomes)
     spent = sum(budget.steps[-1].core_hours for budget in data.budgets)
-    trials = f"{len(outcomes)} trials{f' ({lost})' if lost else ''}"
+    trials = f"{len(outcomes)} trial{'s' if len(outcomes) != 1 else ''}{f' ({lost})' if lost else ''}"
     return f"{found}; {trials}" + (f" took {number(spent, 2)} core-hours in all." if spent else " ended.")
 
 
@@ -171,7 +172,7 @@ def _set_hours_axis(axes: Axes, data: SearchProgress) -> None:
     margin = (high / low) ** 0.05 if high > low * 1.01 else 1.5
     axes.set_xscale("log")
     axes.set_xlim(low / margin, high * margin)
-    set_log_ticks(axes, log_ticks(low / margin, high * margin, 3), lambda tick: number(tick, 2, trim=True))
+    set_log_ticks(axes, log_ticks(low / margin, high * margin, 3))
     axes.set_xlabel("core-hours spent on the budget, all time counted", fontsize=11.5)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Final
 
 from search.formats import number
 from search.law import Law
+from search.points import Points
 from search.results import meter_summary
 from search.state import BudgetState, StudyState, TrialState
 
@@ -21,7 +21,8 @@ _PREFIXES: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 class Point:
     """An ended trial: planned training FLOPs, held-out loss (NaN if diverged), metered core-hours (NaN if unknown).
 
-    Where `seeds` is above one it stands for so many trials alike but for their seed, and the loss is their mean.
+    Where `seeds` is above one it stands for so many trials alike but for their seed, and the loss is their mean;
+    `unsound` says that another such trial diverged.
     """
 
     variant: str
@@ -32,6 +33,7 @@ class Point:
     epochs: float
     parameters: int
     seeds: int = 1
+    unsound: bool = False
 
 
 def study_name(state: StudyState) -> str:
@@ -80,22 +82,15 @@ def diverged(budget: BudgetState) -> tuple[Point, ...]:
     return tuple(sorted(points, key=lambda point: point.learning_rate))
 
 
-def means(points: Iterable[Point]) -> list[Point]:
-    """A point for each variant and learning rate, in the order they were met: the mean loss over its seeds, and else
-    what its best trial has.
+def ranked(budget: BudgetState) -> tuple[Point, ...]:
+    """A point for each variant and learning rate of a budget, the best first, as `search.points` has them: the mean
+    loss over its seeds, and else what its best trial has. A loss that a log axis cannot show is left out.
     """
-    alike: dict[tuple[str, float], list[Point]] = {}
-    for point in points:
-        alike.setdefault((point.variant, point.learning_rate), []).append(point)
-    return [
-        replace(min(seeds, key=lambda point: point.loss), loss=fmean(point.loss for point in seeds), seeds=len(seeds))
-        for seeds in alike.values()
-    ]
-
-
-def lowest(points: Iterable[Point]) -> Point | None:
-    """The best point, None of none: as `BudgetState.best_loss`, of runs alike but for their seed the mean counts."""
-    return min(means(points), key=lambda point: point.loss, default=None)
+    points = Points(trial for trial in budget.trials if not trial.heldout_loss <= 0).ranked()
+    return tuple(
+        replace(point_of(each.lowest), loss=each.mean_loss, seeds=len(each.finished), unsound=each.diverged)
+        for each in points
+    )
 
 
 def of_seeds(seeds: int) -> str:
@@ -126,9 +121,8 @@ def of_variant(variant: str, points: Iterable[Point]) -> list[Point]:
 
 
 def cell_bests(variants: Sequence[str], points: Sequence[Point]) -> list[Point]:
-    """The lowest of each variant that has one, in the order of `variants`."""
-    found = (lowest(of_variant(variant, points)) for variant in variants)
-    return [point for point in found if point is not None]
+    """Of points that are `ranked` the best of each variant that has one, in the order of `variants`."""
+    return [point for variant in variants for point in of_variant(variant, points)[:1]]
 
 
 def size(count: float) -> str:

@@ -31,10 +31,9 @@ from search.figures.trials import (
     cell_bests,
     diverged,
     finished,
-    lowest,
-    means,
     of_seeds,
     of_variant,
+    ranked,
     study_name,
     variants_of,
 )
@@ -46,14 +45,17 @@ from search.state import StudyState
 
 @dataclass(frozen=True, slots=True)
 class Valley:
-    """One budget's trials, in order of learning rate; `best` has the lowest held-out loss (the mean over its seeds),
-    None if nothing finished.
-    """
+    """One budget's trials, in order of learning rate, and its points (seeds averaged), the best first."""
 
     budget: str
     finished: tuple[Point, ...]
     diverged: tuple[Point, ...]
-    best: Point | None
+    points: tuple[Point, ...]
+
+    @property
+    def best(self) -> Point | None:
+        """The best point, None if nothing finished."""
+        return self.points[0] if self.points else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class LearningRateValleys:
 def learning_rate_valley_data(state: StudyState) -> LearningRateValleys:
     """Held-out loss against learning rate, budget by budget (those with trials)."""
     opened = [budget for budget in ordered_budgets(state) if budget.trials]
-    valleys = (Valley(b.label, found := finished(b), diverged(b), lowest(found)) for b in opened)
+    valleys = (Valley(b.label, finished(b), diverged(b), ranked(b)) for b in opened)
     return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys), all_diverged(state))
 
 
@@ -92,7 +94,8 @@ def read_learning_rate_valley(data: LearningRateValleys) -> str:
 def _draw_valley(axes: Axes, valley: Valley, shades: dict[str, str], high: float) -> None:
     for variant, shade in shades.items():
         points = of_variant(variant, valley.finished)
-        plot(axes, means(points), rates=True, color=shade, linewidth=1.8, zorder=3)
+        means = sorted(of_variant(variant, valley.points), key=lambda point: point.learning_rate)
+        plot(axes, means, rates=True, color=shade, linewidth=1.8, zorder=3)
         inside = [point for point in points if point.loss < high]
         white: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
         plot(axes, inside, rates=True, **DOT, color=shade, markersize=6, **white, zorder=4)
@@ -116,7 +119,7 @@ def draw_learning_rate_valley(data: LearningRateValleys, target: Target) -> None
     lost = [point for valley in data.valleys for point in valley.diverged]
     high = math.inf
     if ended:
-        best = [point for valley in data.valleys for point in cell_bests(data.variants, valley.finished)]
+        best = [point for valley in data.valleys for point in cell_bests(data.variants, valley.points)]
         low, high = loss_limits(ended, best, bool(lost))
         set_loss_axis(grid[0], low, high)
     if ended or lost:

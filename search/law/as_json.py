@@ -4,21 +4,24 @@ not allow `{"refused": "why"}`, what is not known null.
     source, runs, left_out      where the runs are from, how many, and how many more had no loss
     confidence, bootstraps, seed
     grouped                     how budgets were told apart
+    still_searched              of a study: the budgets that are not counted, for they are not closed
     budgets                     [{label, flops, loss, runs, seeds, variant, parameters, examples, epochs,
                                 learning_rate}]: the best run of each, rising
     noise                       {log_sd, degrees} of repeated seeds, or null
-    plain                       L = A C^-alpha: {exponent, coefficient (at one FLOP), reference_flops, at_reference,
-                                residual_log_sd, residuals}
-    saturating                  L = E + A C^-alpha: the same and irreducible
+    plain                       L = A C^-alpha: {form, exponent, coefficient (at one FLOP), reference_flops,
+                                at_reference, irreducible (null), residual_log_sd, degrees, residuals, weights}: ln L
+                                above the law, and each budget's weight in the fit, by budget
+    saturating                  L = E + A C^-alpha: the same, irreducible the floor E
     straightness                {p_value, statistic, chosen, text}
     compared                    cells that the next three compare: {cells, left_out, corrected, text}
     surface                     L = E + A N^-alpha + B D^-beta: {irreducible, size_coefficient, size_exponent,
-                                examples_coefficient, examples_exponent, flops_per_parameter_example (k in C = k N D;
-                                _low, _high), residual_log_sd, cells}
+                                examples_coefficient, examples_exponent (coefficients are at one parameter and one
+                                example), reference_parameters, reference_examples, flops_per_parameter_example (k in
+                                C = k N D; _low, _high), examples_per_epoch, residual_log_sd, residuals, cells}
     compute_optimal             by the surface: {size_exponent, examples_exponent, rows: [{flops, parameters, examples,
                                 epochs}]} at the budgets and forecasts
     iso_compute                 by parabolas: {size_exponent, examples_exponent, epochs_exponent, curves: [{budget,
-                                flops, parameters, losses, variants, minimum}]}
+                                flops, parameters, losses, variants, minimum: {parameters, examples, epochs, loss}}]}
     learning_rates              [{budget, variant, flops, parameters, examples, epochs, tried: [[rate, loss]], best,
                                 optimum, bound}]
     learning_rate_trend         {size, size_exponent, duration, duration_exponent, at_reference, reference_size,
@@ -49,9 +52,12 @@ if TYPE_CHECKING:
 
 
 def law_as_json(
-    law: Law, forecasts: Sequence[LossForecast | Refused] = (), budgets: Sequence[BudgetForecast] = ()
+    law: Law,
+    forecasts: Sequence[LossForecast | Refused] = (),
+    budgets: Sequence[BudgetForecast] = (),
+    still_searched: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The law, and forecasts made with it, as JSON values."""
+    """The law, forecasts made with it, and the budgets that it does not count, as JSON values."""
     optimal: Any = law.allocation
     if isinstance(law.allocation, Allocation):
         beyond = [law.allocation.at(each.flops) for each in forecasts if isinstance(each, LossForecast)]
@@ -68,6 +74,7 @@ def law_as_json(
         "bootstraps": law.bootstraps,
         "seed": law.seed,
         "grouped": law.grouped,
+        "still_searched": still_searched,
         "budgets": [
             {
                 "label": budget.label,

@@ -42,11 +42,6 @@ class HeldOut:
 
     rows: tuple[HeldOutRow, ...]
 
-    @property
-    def worst_error(self) -> float:
-        """The largest error, without its sign."""
-        return max(abs(row.error) for row in self.rows)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Law:
@@ -129,7 +124,7 @@ def fit_law(
         raise LawError(f"leave-out: {leave_out} given; allowed: 0 or more; 1 predicts the largest budget")
     if seed < 0:
         raise LawError(f"seed: {seed} given; allowed: 0 or more")
-    budgets, grouped = budgets_of(table.runs)
+    budgets, grouped = budgets_of(table.runs, table.diverged)
     cells = cells_of(budgets, table.diverged)
     tuning = tuned_cells(cells)
     noise = noise_of(cells)
@@ -167,7 +162,7 @@ def fit_law(
         iso_compute=iso,
         learning_rates=rates,
         rate_trend=rate_trend(rates, cells, bootstraps=bootstraps, confidence=confidence, rng=rngs[4]),
-        held_out=_held_out(budgets, leave_out, bootstraps, confidence, rngs[5]) if leave_out else None,
+        held_out=_held_out(budgets, table.diverged, leave_out, bootstraps, confidence, rngs[5]) if leave_out else None,
         bootstraps=bootstraps,
         seed=seed,
         confidence=confidence,
@@ -186,25 +181,35 @@ def _told(found: _Part | Refused, tuning: Tuning) -> _Part | Refused:
 def _scatter(noise: Noise | None, surface: Surface | Refused, plain: PowerLaw | Refused) -> Scatter | None:
     """How far single losses are off: by repeated seeds, or else by what the fits leave, which is rather more."""
     if noise is not None and noise.degrees >= _INTERVALS_KNOWN_WITH:
-        return Scatter(noise.log_sd, noise.degrees, "repeated seeds")
+        return Scatter(noise.log_sd, noise.degrees)
     if isinstance(surface, Surface):
-        return Scatter(surface.residual_log_sd, len(surface.residuals) - 5, "what L(N, D) leaves")
+        return Scatter(surface.residual_log_sd, len(surface.residuals) - 5)
     if isinstance(plain, PowerLaw) and plain.degrees >= _INTERVALS_KNOWN_WITH:
-        return Scatter(plain.residual_log_sd, plain.degrees, "what the power law leaves")
+        return Scatter(plain.residual_log_sd, plain.degrees)
     return None
 
 
 def _held_out(
-    budgets: Sequence[BudgetRuns], count: int, bootstraps: int, confidence: float, rng: np.random.Generator
+    budgets: Sequence[BudgetRuns],
+    diverged: Sequence[Run],
+    count: int,
+    bootstraps: int,
+    confidence: float,
+    rng: np.random.Generator,
 ) -> HeldOut | Refused:
-    """Predict the `count` largest budgets from the others, of which nothing later is known."""
-    kept, left = budgets[: max(0, len(budgets) - count)], budgets[max(0, len(budgets) - count) :]
+    """Predict the `count` largest budgets from the others, of which nothing later is known: their runs are put into
+    budgets again, for the bins of a cloud, and what stands for each, depend on all runs.
+    """
+    place = max(0, len(budgets) - count)
+    runs, left = [run for budget in budgets[:place] for run in budget.runs], budgets[place:]
     forms: Forms | Refused = Refused("no budget is left")
-    if kept:
-        noise = noise_of(cells_of(kept))
+    if runs:
+        kept, _ = budgets_of(runs, diverged)
+        noise = noise_of(cells_of(kept, diverged))
         *_, forms = fit_forms(kept, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
     if isinstance(forms, Refused):
-        return Refused(f"without the {count} largest of {len(budgets)} budgets: {forms.reason}")
+        largest = "the largest" if count == 1 else f"the {count} largest"
+        return Refused(f"without {largest} of {len(budgets)} budgets: {forms.reason}")
     rows = []
     for budget in left:
         predicted = forms.forecast(budget.flops).loss

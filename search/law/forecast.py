@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import harmonic_mean
 from typing import Any, Protocol, TypeVar
 
 from search.budgets import Budget, Cell, open_budgets
@@ -12,11 +13,11 @@ from search.law.fit import Law
 from search.law.numbers import Estimate, Refused
 from search.law.optimum import AllocationRow
 from search.law.surface import Surface
-from search.plan import Plan
+from search.plan import ends_early, search_seconds
 from search.results import measured_rates, time_split
 from search.state import StudyState
 from search.study import Study, StudyError
-from search.units import Quantity, same_amount
+from search.units import SECONDS_PER_HOUR, Quantity, same_amount
 
 
 class _Cell(Protocol):
@@ -41,14 +42,14 @@ class Speed:
         flops_per_core_second: by variant; one that is missing is not known.
         cores_per_slice, slices: cores that train one trial, and trials at a time.
         goodput: share of training steps in a trial's time; None where not known.
-        measured: whether the rates were measured, by this study's own trials.
+        measured: the variants whose rate this study's own trials have measured; those of others are estimates.
     """
 
     flops_per_core_second: Mapping[str, float] = field(default_factory=dict)
     cores_per_slice: int = 1
     slices: int = 1
     goodput: float | None = None
-    measured: bool = False
+    measured: frozenset[str] = frozenset()
 
     def core_hours(self, cell: Cell) -> float | None:
         """Core-hours of one trial's training steps."""
@@ -61,18 +62,8 @@ class Speed:
         return None if core_hours is None else core_hours * 3600 / self.cores_per_slice / (self.goodput or 1.0)
 
     def search_seconds(self, budget: Budget) -> float | None:
-        """Seconds of a budget's trials, in rounds of one on each slice and spread evenly over its cells."""
-        known = [seconds for cell in budget.cells if (seconds := self.seconds(cell)) is not None]
-        if not known or len(known) < len(budget.cells):
-            return None
-        return math.ceil(budget.trials / self.slices) * sum(known) / len(known)
-
-
-def speed_of_plan(plan: Plan) -> Speed:
-    """The speed by which a plan is made."""
-    return Speed(
-        plan.flops_per_core_second, plan.cores_per_slice, plan.study.compute.slices, plan.goodput, plan.measured
-    )
+        """Seconds of a budget's trials, as a plan has them."""
+        return search_seconds(budget, self.slices, self.seconds)
 
 
 def speed_of_state(study: Study, state: StudyState, cores_per_slice: int) -> Speed:
@@ -82,8 +73,8 @@ def speed_of_state(study: Study, state: StudyState, cores_per_slice: int) -> Spe
     rates = {} if given is None else dict.fromkeys(study.model.variants, given)
     if measured is not None:
         rates = {variant: measured.by_variant.get(variant, measured.overall) for variant in study.model.variants}
-    known = goodput if math.isfinite(goodput) else None
-    return Speed(rates, cores_per_slice, study.compute.slices, known, measured is not None)
+    own = frozenset() if measured is None else frozenset(measured.by_variant)
+    return Speed(rates, cores_per_slice, study.compute.slices, goodput if math.isfinite(goodput) else None, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +94,10 @@ class BudgetForecast:
         size_penalty: the share of the loss that the variant loses against the best size, by L(N, D).
         core_hours, seconds: of one trial of that variant; None where no speed is known.
         search_seconds: of the search of this budget.
-        trials: of that search.
+        trials: of that search, further seeds included.
         notes: what else should be known, one line each.
+        cost_estimated: whether the cost is told by a speed that was not measured of this variant.
+        at_most: whether that search may end with fewer trials, see `search.plan.ends_early`.
     """
 
     label: str
@@ -125,6 +118,8 @@ class BudgetForecast:
     search_seconds: float | None
     trials: int | None
     notes: tuple[str, ...]
+    cost_estimated: bool = False
+    at_most: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -135,7 +130,14 @@ class BudgetForecast:
 
 
 def forecast_budget(
-    law: Law, study: Study, budget: Budget | Quantity, *, train_examples: int, classes: int, speed: Speed | None = None
+    law: Law,
+    study: Study,
+    budget: Budget | Quantity,
+    *,
+    train_examples: int,
+    classes: int,
+    speed: Speed | None = None,
+    variant: str | None = None,
 ) -> BudgetForecast:
     """Forecast a budget.
 
@@ -147,33 +149,30 @@ def forecast_budget(
         train_examples: images of one epoch.
         classes: outputs of the classifier.
         speed: to tell the cost by; None leaves it out.
+        variant: the one to train, of those that the budget buys; None recommends one.
     """
     notes: list[str] = []
+    bought: Budget | Refused
     if isinstance(budget, Quantity):
-        bought = bought_by(study, budget, train_examples, classes)
-        label, flops, trials = budget.label, budget.amount, None
-        cells: Sequence[Cell] = ()
-        if isinstance(bought, Budget):
-            cells, trials = bought.cells, bought.trials
-        else:
-            notes.append(bought.reason)
+        bought, flops = bought_by(study, budget, train_examples, classes), budget.amount
     else:
-        bought, label, flops, trials, cells = budget, budget.label, budget.flops, budget.trials, budget.cells
+        bought, flops = budget, budget.flops
     loss = law.forecast(flops)
     row = _best_split(law, flops)
     forecast = BudgetForecast(
-        label, flops,
+        budget.label, flops,
         loss if isinstance(loss, Refused) else loss.loss,
         None if isinstance(loss, Refused) else loss.beyond,
         None, None, None, None, None, None,
         None if row is None else row.parameters,
         None if row is None else row.epochs,
-        None, None, None, None, trials, (),
+        None, None, None, None, None, (),
     )  # fmt: skip
     if not isinstance(loss, Refused) and isinstance(law.straightness, Refused):
         notes.append(f"whether the loss bends towards a floor cannot be told ({law.straightness.reason})")
-    if not cells:
-        return replace(forecast, notes=tuple(notes))
+    if isinstance(bought, Refused):
+        return replace(forecast, notes=(bought.reason, *notes))
+    cells = bought.cells if variant is None else (bought.cell(variant),)
     cell = recommended(law, row, cells, train_examples, notes)
     trend, snapped = _learning_rate(law, study, cell, train_examples, notes)
     if row is not None:
@@ -189,9 +188,21 @@ def forecast_budget(
         size_penalty=_penalty(law, row, cell, train_examples),
         core_hours=speed.core_hours(cell) if speed else None,
         seconds=speed.seconds(cell) if speed else None,
-        search_seconds=speed.search_seconds(bought) if speed and isinstance(bought, Budget) else None,
+        search_seconds=speed.search_seconds(bought) if speed else None,
+        trials=bought.runs,
         notes=tuple(notes),
+        cost_estimated=speed is not None and cell.variant in speed.flops_per_core_second.keys() - speed.measured,
+        at_most=ends_early(bought),
     )
+
+
+def unsure(law: Law) -> str:
+    """What is to be said where the loss may not fall with compute; "" where it does, or nothing is known."""
+    if isinstance(law.chosen, Refused) or law.chosen.exponent.low > 0:
+        return ""
+    if law.chosen.exponent.high < 0:
+        return "by these runs the loss rises with compute, so a larger budget is not forecast to help"
+    return "the exponent of compute may be zero by its interval: these runs do not show yet that more compute helps"
 
 
 def bought_by(study: Study, quantity: Quantity, train_examples: int, classes: int) -> Budget | Refused:
@@ -204,14 +215,36 @@ def bought_by(study: Study, quantity: Quantity, train_examples: int, classes: in
     return budgets[0]
 
 
+def in_core_hours(
+    law: Law, study: Study, quantity: Quantity, speed: Speed, train_examples: int, classes: int
+) -> tuple[Budget, str] | None:
+    """What an amount of core-hours buys of each variant at the variant's own speed, and the one to train of them; None
+    where it buys none. The FLOPs of the budget are those of that one.
+    """
+    bought: dict[str, Budget] = {}
+    for variant, rate in speed.flops_per_core_second.items():
+        alone = study.model_copy(update={"model": study.model.model_copy(update={"variants": (variant,)})})
+        amount = replace(quantity, amount=quantity.amount * SECONDS_PER_HOUR * rate, unit="FLOPs")
+        if isinstance(found := bought_by(alone, amount, train_examples, classes), Budget):
+            bought[variant] = found
+    if not bought:
+        return None
+    cells = tuple(budget.cells[0] for budget in bought.values())
+    between = harmonic_mean([budget.flops for budget in bought.values()])
+    chosen = recommended(law, _best_split(law, between), cells, train_examples, []).variant
+    most = math.inf if study.search.trials is None else study.search.trials
+    trials = int(min(most, sum(budget.trials for budget in bought.values())))
+    return replace(bought[chosen], cells=cells, trials=trials), chosen
+
+
 def next_budgets(study: Study, state: StudyState, amounts: Sequence[float]) -> list[Quantity]:
-    """What to forecast unasked: the study's budgets that have no finished trial, and if none of them is larger than
-    those that have, the one that follows by the study's own spacing (the ratio of its two largest budgets; 2 if it has
-    one).
+    """What to forecast unasked: the study's budgets that are not searched to their end with a finished trial, and if
+    none of them is larger than those that are, the one that follows by the study's own spacing (the ratio of its two
+    largest budgets; 2 if it has one).
 
     `amounts`: the study's budgets in FLOPs, as `search.budgets.amounts_in_flops` gives them.
     """
-    searched = [known.flops for known in state.budgets.values() if known.best is not None]
+    searched = [known.flops for known in state.budgets.values() if known.closed and known.best is not None]
     unsearched = [
         Quantity(quantity.label, flops, "FLOPs")
         for quantity, flops in zip(study.budgets, amounts, strict=True)

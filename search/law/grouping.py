@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +19,12 @@ NEAR: Final = 1.1
 """Runs whose FLOPs follow each other within this factor are of one budget, if no budget is named."""
 WIDEST: Final = 1.25
 """A budget spans no more than this factor."""
+SAME: Final = 0.005
+"""FLOPs, parameters, examples and epochs that follow each other within this share are the same, counted differently."""
+SAME_RATE: Final = 1e-4
+"""Learning rates that do are the same, rounded elsewhere."""
+_LONGEST: Final = 10  # tolerances; values that follow each other over more than that are a continuum
+_CELL: Final = ("variant", "parameters", "examples", "epochs")
 _ALONE_AT_MOST: Final = 12
 _RUNS_PER_BIN, _BINS_AT_MOST = 5, 20
 _VALLEY: Final = 1.25
@@ -32,7 +38,8 @@ class BudgetRuns:
         label: its name.
         flops: training FLOPs of the best run.
         runs: all of them.
-        best: the run of the lowest loss, seeds averaged; of its seeds the best.
+        best: the run of the lowest loss, seeds averaged; of its seeds the best. A setting that diverged with some seed
+            comes after all that did not.
         loss: the loss of the best: the geometric mean over its seeds.
         seeds: how many those are.
     """
@@ -55,20 +62,23 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Runs alike but for the seed: one of them (the best), the geometric mean of their losses, and how many."""
+    """Runs alike but for the seed: one of them (the best), the geometric mean of their losses, how many they are, and
+    whether none diverged.
+    """
 
     run: Run
     loss: float
     seeds: int
     log_losses: tuple[float, ...]
+    sound: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One model trained on so many examples, at its best learning rate.
 
-    `loss` is the geometric mean over seeds; `budget` the label of its budget; `diverged` the rates that diverged,
-    rising.
+    `loss` is the geometric mean over seeds; `budget` the label of its budget; `tried` its rates, but for those that are
+    better than the best and diverged with some seed; `diverged` the rates that diverged, rising.
     """
 
     variant: str | None
@@ -84,7 +94,7 @@ class Cell:
     diverged: tuple[float, ...] = ()
 
 
-def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
+def budgets_of(runs: Sequence[Run], diverged: Sequence[Run] = ()) -> tuple[tuple[BudgetRuns, ...], str]:
     """The budgets of runs, rising in FLOPs, and in a few words how they were told apart.
 
     Where every run names its budget, by that name. Else runs whose FLOPs follow each other within `NEAR` are of one
@@ -92,12 +102,17 @@ def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
     rather than a frontier (if they differ in size, examples, learning rate or variant, or are very many): then bins of
     equal width in log FLOPs stand for budgets, and the run farthest below the straight line through all runs stands for
     a bin (its lowest loss would always be at its right edge).
+
+    Where a seed of a setting is among `diverged`, that setting is the best of its budget only if all have such a seed;
+    in a bin single runs compete.
     """
     if all(run.budget is not None for run in runs):
         named: dict[Hashable, list[Run]] = defaultdict(list)
         for run in runs:
             named[_budget_key(str(run.budget))].append(run)
-        return _in_order([_budget(group[0].budget, group) for group in named.values()]), "by the names of their budgets"
+        return _in_order(
+            [_budget(group[0].budget, group, diverged) for group in named.values()]
+        ), "by the names of their budgets"
     groups: list[list[Run]] = []
     without_gap = 0
     for run in sorted(runs, key=lambda run: run.flops):
@@ -117,7 +132,9 @@ def budgets_of(runs: Sequence[Run]) -> tuple[tuple[BudgetRuns, ...], str]:
             f"as {len(bins)} bins of equal width in log FLOPs (hardly two runs have the same FLOPs), the run farthest "
             "below the trend of all standing for its bin"
         )
-    return _in_order([_budget(None, group) for group in groups]), f"by FLOPs within {NEAR - 1:.0%} of each other"
+    return _in_order(
+        [_budget(None, group, diverged) for group in groups]
+    ), f"by FLOPs within {NEAR - 1:.0%} of each other"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -134,8 +151,8 @@ def _in_order(budgets: Sequence[BudgetRuns]) -> tuple[BudgetRuns, ...]:
     return tuple(sorted(budgets, key=lambda budget: budget.flops))
 
 
-def _budget(label: str | None, runs: Sequence[Run]) -> BudgetRuns:
-    best = min(settings_of(runs), key=lambda setting: setting.loss)
+def _budget(label: str | None, runs: Sequence[Run], diverged: Sequence[Run]) -> BudgetRuns:
+    best = _best(settings_of([*runs, *_lost(runs, diverged)]))
     return BudgetRuns(label or _label(runs), best.run.flops, tuple(runs), best.run, best.loss, best.seeds)
 
 
@@ -162,20 +179,28 @@ def _bins(runs: Sequence[Run]) -> list[BudgetRuns]:
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """Runs alike in budget, model, examples, epochs and learning rate together, their seeds averaged.
+    """Runs alike in budget, model, examples, epochs and learning rate together, their seeds averaged; what diverged
+    (its loss is infinite) has no part in the mean, and where nothing else is alike there is no setting.
 
     Runs without a learning rate are alike only if they differ in their seeds: something else may differ.
     """
-    alike: dict[Hashable, list[Run]] = defaultdict(list)
-    for place, run in enumerate(runs):
-        apart = place if run.learning_rate is None and run.seed is None else None
-        alike[(_cell_key(run), _rounded(run.flops), run.learning_rate, apart)].append(run)
-    return [_setting(group) for group in alike.values()]
+    groups: list[list[Run]] = []
+    for alike in _alike(runs, (*_CELL, "learning_rate", "flops")):
+        alone = [run for run in alike if run.learning_rate is None and run.seed is None]
+        groups += [[run] for run in alone]
+        groups.append([run for run in alike if run.learning_rate is not None or run.seed is not None])
+    return [_setting(group) for group in groups if any(run.loss < math.inf for run in group)]
 
 
 def _setting(runs: Sequence[Run]) -> Setting:
-    logs = tuple(math.log(run.loss) for run in runs)
-    return Setting(min(runs, key=lambda run: run.loss), math.exp(math.fsum(logs) / len(logs)), len(runs), logs)
+    finished = [run for run in runs if run.loss < math.inf]
+    logs = tuple(math.log(run.loss) for run in finished)
+    best, mean = min(finished, key=lambda run: run.loss), math.exp(math.fsum(logs) / len(logs))
+    return Setting(best, mean, len(logs), logs, len(finished) == len(runs))
+
+
+def _best(settings: Sequence[Setting]) -> Setting:
+    return min(settings, key=lambda setting: (not setting.sound, setting.loss))
 
 
 def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tuple[Cell, ...]:
@@ -183,18 +208,14 @@ def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tup
 
     A diverged run belongs to the cells that are alike and, where both name their budget, of the same.
     """
-    lost: dict[Hashable, list[Run]] = defaultdict(list)
-    for run in diverged:
-        if run.learning_rate is not None:
-            lost[_cell_key(run)].append(run)
     cells: list[Cell] = []
     for budget in budgets:
-        groups: dict[Hashable, list[Setting]] = defaultdict(list)
-        for setting in settings_of(budget.runs):
-            groups[_cell_key(setting.run)].append(setting)
-        for settings in groups.values():
-            best = min(settings, key=lambda setting: setting.loss)
+        for group in _alike([*budget.runs, *_lost(budget.runs, diverged)], _CELL):
+            if not (settings := settings_of(group)):
+                continue
+            best = _best(settings)
             run = best.run
+            lost = {each.learning_rate for each in group if each.loss == math.inf and each.learning_rate is not None}
             cells.append(
                 Cell(
                     run.variant,
@@ -206,20 +227,22 @@ def cells_of(budgets: Sequence[BudgetRuns], diverged: Sequence[Run] = ()) -> tup
                     run.learning_rate,
                     best.loss,
                     best.seeds,
-                    tuple(settings),
-                    tuple(
-                        sorted({float(each.learning_rate or 0) for each in lost[_cell_key(run)] if _same(each, run)})
-                    ),
+                    tuple(setting for setting in settings if setting.sound or setting.loss >= best.loss),
+                    tuple(sorted(lost)),
                 )
             )
     return tuple(cells)
 
 
-def _same(one: Run, other: Run) -> bool:
-    """Whether runs of like cells are of one budget."""
-    if one.budget is not None and other.budget is not None:
-        return _budget_key(one.budget) == _budget_key(other.budget)
-    return max(one.flops, other.flops) <= NEAR * min(one.flops, other.flops)
+def _lost(runs: Sequence[Run], diverged: Sequence[Run]) -> list[Run]:
+    """Those that diverged in the budget of these runs: by its name where both have one, else by their FLOPs."""
+    names = {_budget_key(run.budget) for run in runs if run.budget is not None}
+    low, high = min(run.flops for run in runs) / NEAR, max(run.flops for run in runs) * NEAR
+    return [
+        each
+        for each in diverged
+        if (_budget_key(each.budget) in names if names and each.budget is not None else low <= each.flops <= high)
+    ]
 
 
 def noise_of(cells: Sequence[Cell]) -> Noise | None:
@@ -238,10 +261,31 @@ def noise_of(cells: Sequence[Cell]) -> Noise | None:
     return Noise(math.sqrt(squares / degrees), degrees) if degrees else None
 
 
-def _cell_key(run: Run) -> Hashable:
-    return (run.variant, _rounded(run.parameters), _rounded(run.examples), _rounded(run.epochs))
+def _alike(runs: Sequence[Run], names: Sequence[str]) -> list[list[Run]]:
+    """Runs that differ in none of these by more than its tolerance, in the order of their first ones."""
+    groups = [list(range(len(runs)))]
+    for name in names:
+        groups = [part for group in groups for part in _parted(group, runs, name)]
+    return [[runs[place] for place in group] for group in sorted(sorted(group) for group in groups)]
 
 
-def _rounded(value: float | None) -> float | None:
-    """Three digits: what differs less is the same, rounded elsewhere."""
-    return None if value is None else float(f"{value:.3g}")
+def _parted(group: Sequence[int], runs: Sequence[Run], name: str) -> list[list[int]]:
+    """A group cut where a value follows the one before by more than the tolerance: nothing is rounded, which would cut
+    between values however close. Where such a chain is long its values are a continuum, each of them itself.
+    """
+    places: dict[Any, list[int]] = defaultdict(list)
+    for place in group:
+        places[getattr(runs[place], name)].append(place)
+    if name == "variant" or len(places) == 1:
+        return list(places.values())
+    parts, tolerance = [places.pop(None)] if None in places else [], SAME_RATE if name == "learning_rate" else SAME
+    chains: list[list[float]] = []
+    for value in sorted(places):
+        if chains and value <= (1 + tolerance) * chains[-1][-1]:
+            chains[-1].append(value)
+        else:
+            chains.append([value])
+    for chain in chains:
+        one = chain[-1] <= (1 + _LONGEST * tolerance) * chain[0]
+        parts += [[place for value in chain for place in places[value]]] if one else [places[value] for value in chain]
+    return parts

@@ -27,11 +27,10 @@ _AROUND: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """How far losses are off (standard deviation of ln L), with how many degrees that is known, and from what."""
+    """How far losses are off (standard deviation of ln L), and with how many degrees that is known."""
 
     log_sd: float
     degrees: int
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +172,8 @@ def iso_compute(
         exponent: of loss in compute, by which losses are brought to their budget's FLOPs; None leaves them.
         scatter: of the losses, from which a lowest place gets its interval; None takes the neighbouring sizes for it.
     """
+    if not cells:
+        return Refused("no cell is left to compare")
     if all(cell.parameters is None for cell in cells):
         return Refused("the runs have no parameters; iso-compute curves need the size of each run's model")
     by_budget: dict[str, list[Cell]] = defaultdict(list)
@@ -229,7 +230,7 @@ def _curve(
     variants = tuple(best[size].variant for size in sizes)
     lowest = int(np.argmin(losses))
     if len(sizes) < SIZES_NEEDED:
-        why = Refused(f"{len(sizes)} sizes; a parabola needs at least {SIZES_NEEDED}")
+        why = Refused(f"{len(sizes)} size{'s' * (len(sizes) != 1)}; a parabola needs at least {SIZES_NEEDED}")
         return IsoCurve(label, flops, sizes, losses, variants, why)
     if lowest in (0, len(sizes) - 1):
         end, side = ("smallest", "at most") if lowest == 0 else ("largest", "at least")

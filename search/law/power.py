@@ -5,9 +5,11 @@ hardly depend on each other; A at one FLOP, far outside of any data, is derived 
 
 Intervals. A study has few budgets, often four to six, and the bootstrap over so few points covers far less than it
 says. So the bootstrap here is parametric: each resample draws how noisy the points are (see `numbers.drawn_sd`), then
-points around the fit, and fits them again. For the plain law this gives exactly Student's intervals. Drawing runs anew
-within a budget would be wrong, too: the best of a resample is never better than the best there is (Bickel & Freedman
-1981). Where the noise of single trials is known, by repeated seeds or by all trials together, no resample has less.
+points around the fit, and fits them again. For the plain law this gives Student's intervals, but for Huber's weights:
+of 95 % they hold 93 to 94 % from four to six budgets. For the law with a floor they hold 94 to 97 %, but where there is
+none 90 to 92 % for the exponent: E, which is never below zero, errs to one side. Drawing runs anew within a budget
+would be wrong, too: the best of a resample is never better than the best there is (Bickel & Freedman 1981). Where the
+noise of single trials is known, by repeated seeds or by all trials together, no resample has less.
 """
 
 from __future__ import annotations

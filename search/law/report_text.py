@@ -12,7 +12,7 @@ from rich.text import Text
 
 from search.formats import MISSING, duration, number, percent, scientific
 from search.law.fit import HeldOut, Law
-from search.law.forecast import BudgetForecast
+from search.law.forecast import BudgetForecast, unsure
 from search.law.forms import LossForecast
 from search.law.learning_rates import RateOptimum
 from search.law.numbers import Estimate, Refused
@@ -35,6 +35,8 @@ def render_law(
         _render_budget(budget, law, console)
     for forecast in forecasts:
         _say(console, _forecast_line(forecast, law))
+    if (budgets or forecasts) and (line := unsure(law)):
+        _say(console, f"Note: {line}")
     if budgets or forecasts:
         console.print()
     _render_forms(law, console)
@@ -45,6 +47,12 @@ def render_law(
         _render_held_out(law.held_out, law, console)
     left_out = f"; {law.left_out} more without a loss were left out" if law.left_out else ""
     noise = f"; repeated seeds differ by {percent(law.noise.log_sd)}" if law.noise else "; no seed is repeated"
+    if (unnamed := sum(run.budget is None for run in law.runs)) and unnamed < len(law.runs):
+        have = "has" if unnamed == 1 else "have"
+        _say(
+            console,
+            f"Note: {unnamed:,} of {len(law.runs):,} runs {have} no budget, so the names of the others are not used",
+        )
     _say(
         console,
         f"From {len(law.runs):,} runs of {law.source} in {len(law.budgets)} budgets, told apart {law.grouped}{left_out}"
@@ -104,12 +112,11 @@ def _render_budget(budget: BudgetForecast, law: Law, console: Console) -> None:
         )
         _say(console, f"{size}{epochs}{penalty}")
     if budget.core_hours is not None:
-        search = (
-            f"; the search of its {budget.trials} trials ~{duration(budget.search_seconds)}"
-            if budget.search_seconds is not None
-            else ""
-        )
-        _say(console, f"  cost {number(budget.core_hours)} core-hours, ~{duration(budget.seconds)} a trial{search}")
+        trials = f"{'at most ' if budget.at_most else ''}{budget.trials} trials"
+        search = "" if budget.search_seconds is None else f"; its search: {trials}, ~{duration(budget.search_seconds)}"
+        estimated = " (estimated, not measured)" if budget.cost_estimated else ""
+        cost = f"{number(budget.core_hours)} core-hours, ~{duration(budget.seconds)} a trial"
+        _say(console, f"  cost {cost}{estimated}{search}")
     elif budget.variant is not None:
         _say(console, "  cost unknown: set compute.flops_per_core_second")
     for note in budget.notes:
@@ -144,7 +151,8 @@ def _render_forms(law: Law, console: Console) -> None:
     if isinstance(chosen, Refused):
         _say(console, f"No law: {chosen.reason}")
         return
-    _say(console, f"Loss falls with compute as {_formula(chosen)}")
+    goes = "goes" if unsure(law) else "falls"
+    _say(console, f"Loss {goes} with compute as {_formula(chosen)}")
     if isinstance(law.straightness, Refused):
         _say(
             console,
@@ -162,6 +170,8 @@ def _render_forms(law: Law, console: Console) -> None:
             table.add_row(name, "refused", MISSING, MISSING)
     console.print()
     console.print(table)
+    if isinstance(law.saturating, PowerLaw) and law.saturating.irreducible and not law.saturating.irreducible.low:
+        _say(console, "The floor may be none: then the exponent beside it is less sure than its interval says")
     console.print()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from search.law.numbers import LawError
-from search.results import meter_summary
 from search.space import ended
 from search.state import StudyState, TrialState
 
@@ -24,11 +23,11 @@ COLUMNS: Final = {
     "epochs": "passes over the training examples",
     "seed": "whole number",
     "budget": "name of the compute budget",
-    "core_hours": "core-hours of its training steps",
 }
 """What a CSV may have; flops and loss it must."""
 _ALIASES: Final = {"heldout_loss": "loss"}  # what `results.csv` calls it
-_MOST: Final = 1e100
+_LEAST, _MOST = 1e-50, 1e100
+_LONGEST_CELL: Final = 2**31 - 1  # characters: of notes, say, in a column that is passed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,6 @@ class Run:
         epochs: passes over the training examples.
         seed: of its random streams.
         budget: the compute budget it belongs to.
-        core_hours: of its training steps.
     """
 
     flops: float
@@ -57,7 +55,6 @@ class Run:
     epochs: float | None = None
     seed: int | None = None
     budget: str | None = None
-    core_hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,6 @@ def _run_of(trial: TrialState, train_examples: float, loss: float) -> Run:
         epochs=trial.epochs,
         seed=trial.seed,
         budget=trial.budget,
-        core_hours=meter_summary(trial).get("core_hours"),
     )
 
 
@@ -118,9 +114,11 @@ def read_csv(path: str | Path) -> RunTable:
         LawError: a file that cannot be read, or a cell that is not allowed: the file, line and column, what was given,
             and what is allowed.
     """
+    limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=_delimiter(file.readline()), strict=True)
+            header = next((line for line in file if line.strip()), "")
+            reader = csv.reader(file, delimiter=_delimiter(header), strict=True)
             file.seek(0)
             lines = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
@@ -133,6 +131,8 @@ def read_csv(path: str | Path) -> RunTable:
         raise LawError(f"{path}: line {reader.line_num}: not a line of a CSV ({error}); save the file again") from None
     except OSError as error:
         raise LawError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    finally:
+        csv.field_size_limit(limit)
     lines = [(number, row) for number, row in lines if any(cell.strip() for cell in row)]
     if not lines:
         raise LawError(f"{path}: is empty; a CSV of runs needs a header with flops and loss, and a row for each run")
@@ -154,14 +154,20 @@ def read_csv(path: str | Path) -> RunTable:
 
 
 def _delimiter(header: str) -> str:
-    """What separates the cells: a comma, unless only semicolons or tabs would give a header."""
-    return next((mark for mark in ",;\t" if mark in header), ",")
+    """What separates the cells: what gives the header both flops and loss, else a comma."""
+    needed = {"flops", "loss"}
+    return next((mark for mark in ",;\t" if needed <= set(_names(next(csv.reader([header], delimiter=mark))))), ",")
+
+
+def _names(header: Sequence[str]) -> list[str]:
+    """Headings as `COLUMNS` has them."""
+    headings = [heading.strip().casefold().replace(" ", "_") for heading in header]
+    return [_ALIASES.get(name, name) if "loss" not in headings else name for name in headings]
 
 
 def _places(path: str, line: int, header: Sequence[str]) -> dict[str, int]:
     """Where each known column stands."""
-    headings = [heading.strip().casefold().replace(" ", "_") for heading in header]
-    names = [_ALIASES.get(name, name) if "loss" not in headings else name for name in headings]
+    names = _names(header)
     known = [name for name in names if name in COLUMNS or name == "outcome"]
     for needed in ("flops", "loss"):
         if needed not in names:
@@ -200,11 +206,10 @@ def _run(where: str, cells: Mapping[str, str]) -> Run | None:
         epochs=_number(where, "epochs", cells.get("epochs", "")),
         seed=whole,
         budget=cells.get("budget") or None,
-        core_hours=_number(where, "core_hours", cells.get("core_hours", ""), zero=True),
     )
 
 
-def _number(where: str, column: str, text: str, *, finite: bool = True, zero: bool = False) -> float | None:
+def _number(where: str, column: str, text: str, *, finite: bool = True) -> float | None:
     """A cell's number; None where it is empty. `finite` says whether NaN and infinities are refused."""
     if not text:
         return None
@@ -212,12 +217,11 @@ def _number(where: str, column: str, text: str, *, finite: bool = True, zero: bo
         value = float(text) if "_" not in text else None
     except ValueError:
         value = None
-    above = value is not None and (0 < value <= _MOST or (zero and value == 0))
-    if value is None or not (above or (not finite and not math.isfinite(value))):
-        bound = "0 or more" if zero else "above 0"
+    if value is None or not (_LEAST <= value <= _MOST or (not finite and not math.isfinite(value))):
         such = "2.31" if column == "loss" else "3e20" if column == "flops" else "0.4"
         raise LawError(
-            f"{where}: column {column}: {text!r} given; allowed: numbers {bound} up to {_MOST:g} ({COLUMNS[column]}), "
-            f"such as {such}, with a decimal point and no thousands separators; mend the cell or leave it empty"
+            f"{where}: column {column}: {text!r} given; allowed: numbers from {_LEAST:g} to {_MOST:g} "
+            f"({COLUMNS[column]}), such as {such}, with a decimal point and no thousands separators; mend the cell or "
+            "leave it empty"
         )
     return value

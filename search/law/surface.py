@@ -25,7 +25,8 @@ CELLS_NEEDED: Final = 8
 SIZES_NEEDED: Final = 3
 SPREAD_NEEDED: Final = 2.0
 _TOGETHER: Final = 0.98
-_LOWEST, _STEEPEST = 1e-3, 3.0
+SHALLOWEST, STEEPEST = 1e-3, 3.0
+"""No exponent of size or examples is sought below the one or beyond the other."""
 _GRID, _COARSE_GRID = 24, 8
 _SEARCHED_BELOW: Final = 200  # cells: each resample then gets a search of its own over all exponents
 _ELEMENTS: Final = 300_000  # of the largest array of a batch
@@ -130,13 +131,15 @@ def fit_surface(
 
 
 def _why_not(cells: Sequence[Cell], known: Sequence[Cell]) -> Refused | None:
+    if not cells:
+        return Refused("no cell is left to compare")
     for name in ("parameters", "examples"):
         if all(getattr(cell, name) is None for cell in cells):
             return Refused(f"the runs have no {name}; L(N, D) needs parameters and examples of each run")
     if len(known) < CELLS_NEEDED:
         return Refused(
-            f"{len(known)} cells (size and examples) given; L(N, D) has five coefficients and needs at least "
-            f"{CELLS_NEEDED}; search more sizes or budgets"
+            f"{len(known)} cell{'s' * (len(known) != 1)} (size and examples) given; L(N, D) has five coefficients and "
+            f"needs at least {CELLS_NEEDED}; search more sizes or budgets"
         )
     logs = [np.log([float(getattr(cell, name)) for cell in known]) for name in ("parameters", "examples")]
     for name, values in zip(("parameters", "examples"), logs, strict=True):
@@ -179,8 +182,8 @@ def polished(
     size: FloatArray, length: FloatArray, target: FloatArray, weights: FloatArray, start: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The minimum next to where each of a batch starts, shape (B, 5); returns as `solve_surface`."""
-    low = np.array([0.0, 0.0, 0.0, _LOWEST, _LOWEST])
-    high = np.array([np.inf, np.inf, np.inf, _STEEPEST, _STEEPEST])
+    low = np.array([0.0, 0.0, 0.0, SHALLOWEST, SHALLOWEST])
+    high = np.array([np.inf, np.inf, np.inf, STEEPEST, STEEPEST])
     return minimise(lambda place, rows: _residuals(size, length, target[rows], place), start, low, high, weights)
 
 
@@ -201,7 +204,7 @@ def _residuals(
 
 def _searched(size: FloatArray, length: FloatArray, target: FloatArray, weights: FloatArray, points: int) -> FloatArray:
     """The best of a grid of exponents, with E, A and B solved for exactly at each; relative residuals."""
-    exponents = np.geomspace(0.02, _STEEPEST, points)
+    exponents = np.geomspace(0.02, STEEPEST, points)
     powers = [np.exp(-np.outer(values, exponents)) for values in (size, length)]
     loss = np.exp(target)
     relative = weights / np.square(loss)  # (B, m)

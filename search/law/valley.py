@@ -18,7 +18,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from search.law.grouping import Cell, Setting
+from search.law.grouping import SAME_RATE, Cell, Setting
 from search.law.line import Line
 from search.law.numbers import FloatArray, IntArray, drawn_sd
 
@@ -129,8 +129,9 @@ def _in_words(cells: int, left_out: int, valley: Valley | None, step: float) -> 
 
 def grid_step(cells: Sequence[Cell]) -> float:
     """ln of the factor between neighbouring learning rates of all cells, `FACTOR` where they are no grid."""
-    rates = np.unique(np.round(np.log([rate for cell in cells for rate in (*_rates(cell), *cell.diverged)]), 6))
-    step = float(np.median(np.diff(rates))) if len(rates) > 1 else 0.0
+    steps = np.diff(np.sort(np.log([rate for cell in cells for rate in (*_rates(cell), *cell.diverged)])))
+    steps = steps[steps > SAME_RATE]
+    step = float(np.median(steps)) if len(steps) else 0.0
     return step if step >= math.log(_LEAST_STEP) else math.log(FACTOR)
 
 
@@ -141,7 +142,9 @@ def bracketed(cell: Cell, step: float) -> bool:
     best, widest = math.log(cell.learning_rate), _WIDEST_BRACKET * step
     finished = [math.log(rate) - best for rate in _rates(cell)]
     above = [math.log(rate) - best for rate in cell.diverged]
-    return any(-widest <= off < -1e-6 for off in finished) and any(1e-6 < off <= widest for off in (*finished, *above))
+    return any(-widest <= off < -SAME_RATE for off in finished) and any(
+        SAME_RATE < off <= widest for off in (*finished, *above)
+    )
 
 
 def _rates(cell: Cell) -> list[float]:

@@ -8,9 +8,10 @@ from typing import Final
 
 from search.figures.fronts import pareto_fronts_data, read_pareto_fronts
 from search.figures.trials import all_diverged, between, percent_of, size
+from search.foretold import not_counted
 from search.formats import MISSING, duration, number, percent, scientific
 from search.law import Estimate, Law, Refused
-from search.law.forecast import BudgetForecast
+from search.law.forecast import BudgetForecast, unsure
 from search.law.power import PowerLaw
 from search.report.tables import Counts, Table, counts_of, hours, loss_of, seeds_of
 from search.results import best_rows
@@ -58,14 +59,15 @@ def answer_of(
         found = _refusal(state, law, forecasts[0] if forecasts else None, counts)
     else:
         found = _recommendation(forecasts[0], forecasts[0].loss, law, counts, further_table(forecasts[1:]))
-    return replace(found, facts=(*found.facts, *cheaper))
+    waits = (sentence(line),) if (line := not_counted(state)) else ()
+    return replace(found, facts=(*found.facts, *cheaper), notes=(*found.notes, *waits))
 
 
 def _law_alone(state: StudyState, law: Law, chosen: PowerLaw, counts: Counts) -> Answer:
     """What is known where the law speaks, but no budget was named to forecast."""
-    bound = law.confidence
+    bound, goes = law.confidence, "goes" if unsure(law) else "falls"
     lead = (
-        f"The law speaks: held-out loss falls as C^-{number(chosen.exponent.value)} ({percent_of(bound)} interval of "
+        f"The law speaks: held-out loss {goes} as C^-{number(chosen.exponent.value)} ({percent_of(bound)} interval of "
         f"the exponent {interval(chosen.exponent)}) over {len(law.budgets)} budgets."
     )
     facts = (*_best_known(state), ("A forecast of any budget", 'convscale law STUDY --budget "1e21 FLOPs"'))
@@ -127,7 +129,7 @@ def _facts(ahead: BudgetForecast) -> tuple[tuple[str, str], ...]:
     rate = ahead.learning_rate_estimate
     search = ""
     if ahead.trials is not None and ahead.search_seconds is not None:
-        search = f"{ahead.trials} trials, about {duration(ahead.search_seconds)}"
+        search = f"{'at most ' if ahead.at_most else ''}{ahead.trials} trials, about {duration(ahead.search_seconds)}"
     facts = {
         "Budget": compute,
         "Model": model,
@@ -148,7 +150,7 @@ def _cost(ahead: BudgetForecast) -> str:
         parts.append(f"about {hours(ahead.core_hours)} core-hours")
     if ahead.seconds is not None:
         parts.append(f"{duration(ahead.seconds)} on one slice")
-    return ", ".join(parts)
+    return ", ".join(parts) + (" (estimated, not measured)" if parts and ahead.cost_estimated else "")
 
 
 def further_table(forecasts: Sequence[BudgetForecast]) -> Table | None:
@@ -188,9 +190,7 @@ def _missing(state: StudyState) -> str:
 
 
 def _unsure(law: Law) -> tuple[str, ...]:
-    if isinstance(law.chosen, Refused) or law.chosen.exponent.low > 0:
-        return ()
-    return ("The exponent of compute may be zero by its interval: these runs do not show yet that more compute helps.",)
+    return (sentence(line),) if (line := unsure(law)) else ()
 
 
 def _unfinished(counts: Counts) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from search.report.tables import (
 )
 from search.state import StudyState
 from search.study import Study
+from search.tracking_uri import without_passwords
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +64,23 @@ def report_of(
     Of the `forecasts` the first is the next budget. `law` is None where nothing has finished. The `study`, if it is
     given, tells which budgets are still to come.
     """
-    opened = state.opened
+    opened, foretold = state.opened, foretold_table(state)
+    told = [row[0] for row in foretold.rows] if foretold else []
     return Report(
         study=str(opened.get("study", "")),
         run=str(opened.get("run", "")),
         counts=counts_of(state, study),
         answer=answer_of(state, law, forecasts, study),
-        fitted=None if law is None else fitted_of(law, forecasts),
+        fitted=None if law is None else fitted_of(law, forecasts, told),
         pictures=tuple(picture for picture in pictures if not picture.empty),
-        foretold=foretold_table(state),
+        foretold=foretold,
         best=best_table(state),
         fronts=fronts_table(pareto_fronts_data(state)),
         budgets=budgets_table(state),
         time=time_table(state),
         problems=problems_of(state),
         facts=_facts(records, state, law),
-        study_file=str(opened.get("study_file", "")),
+        study_file=without_passwords(str(opened.get("study_file", ""))),
     )
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from search.figures.trials import between, percent_of, size
 from search.formats import MISSING, number, scientific
 from search.law import Estimate, HeldOut, Law, Refused, Straightness
-from search.law.forecast import BudgetForecast
+from search.law.forecast import BudgetForecast, unsure
 from search.law.power import STEEPEST
+from search.law.surface import SHALLOWEST
 from search.report.answer import interval, sentence
 from search.report.tables import Table
 
-_EXPONENTS: Final = (1e-3, STEEPEST)  # the fit of L(N, D) looks for no others
+_EXPONENTS: Final = (SHALLOWEST, STEEPEST)  # the fit of L(N, D) looks for no others
 _SHARES: Final = (1e-3, 1 - 1e-3)  # of exponents that add up to one
 _FLOOR: Final = (0.0, math.inf)
 _AT: Final = 1e-3  # of a bound
@@ -31,25 +32,27 @@ class Fitted:
     refusals: tuple[tuple[str, str], ...]
 
 
-def fitted_of(law: Law, forecasts: Sequence[BudgetForecast] = ()) -> Fitted:
-    """What to say of a law, and of how the `forecasts` follow from it."""
+def fitted_of(law: Law, forecasts: Sequence[BudgetForecast] = (), foretold: Collection[str] = ()) -> Fitted:
+    """What to say of a law, and of how the `forecasts` follow from it. `foretold` are the budgets whose forecasts, made
+    before they were searched, are told beside: those need not be told anew from the smaller ones.
+    """
     return Fitted(
-        sentences=(*_sentences(law), *_of_forecasts(law, forecasts), *_left_out(law)),
+        sentences=(*_sentences(law, foretold), *_of_forecasts(law, forecasts), *_left_out(law)),
         coefficients=_coefficients(law),
         optimal=_optimal(law),
         refusals=_refusals(law),
     )
 
 
-def _sentences(law: Law) -> tuple[str, ...]:
+def _sentences(law: Law, foretold: Collection[str]) -> tuple[str, ...]:
     sentences = []
     chosen = law.chosen
     if not isinstance(chosen, Refused):
         formula = "L = A / C^α" if chosen.form == "plain" else "L = E + A / C^α"
         exponent = chosen.exponent
-        times = 2**-exponent.value
+        times, goes = 2**-exponent.value, "goes" if unsure(law) else "falls"
         sentences.append(
-            f"Held-out loss L falls with training compute C as {formula}, with α = {number(exponent.value)} "
+            f"Held-out loss L {goes} with training compute C as {formula}, with α = {number(exponent.value)} "
             f"({interval(exponent)}): twice the compute leaves {number(100 * times)} % of the loss"
             + (" that can be reduced." if chosen.form != "plain" else ".")
         )
@@ -62,12 +65,13 @@ def _sentences(law: Law) -> tuple[str, ...]:
             f"C^{number(b.value, 2)} ({interval(b, 2)})."
         )
     if isinstance(law.held_out, HeldOut):
-        for row in law.held_out.rows:
+        for row in (row for row in law.held_out.rows if row.label not in foretold):
             inside = "inside" if row.inside else "outside"
             sentences.append(
                 f"Told from the smaller budgets alone, the loss at {row.label} would have been "
                 f"{number(row.predicted.value)}; it came out as {number(row.loss)}, so that was "
-                f"{number(100 * abs(row.error), 2)} % too {'high' if row.error > 0 else 'low'}, {inside} the interval."
+                f"{number(100 * abs(row.error), 2)} % too {'high' if row.error > 0 else 'low'}, {inside} the interval "
+                f"{interval(row.predicted)}."
             )
     return tuple(sentences)
 

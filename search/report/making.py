@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from search.budgets import amounts_in_flops
 from search.figures.album import Picture, album
-from search.law import Law, Refused, RunTable, fit_law, runs_of_state
-from search.law.forecast import BudgetForecast, forecast_budget, next_budgets, speed_of_state
+from search.law import Law, Refused, fit_law
+from search.law.forecast import BudgetForecast
+from search.law_command import counted_runs, study_forecasts
 from search.ledger import Record
-from search.rates import core_hour_rates
 from search.state import StudyState
 from search.study import Study
 
@@ -36,28 +34,10 @@ def findings_of(
 
     `state` is what the ledger's `records` fold into.
     """
-    table = _usable(runs_of_state(state))
+    table = counted_runs(state)
     budgets = len({run.budget for run in table.runs})
     left_out = 2 if budgets >= _MANY else 1
     law = fit_law(table, bootstraps=bootstraps, leave_out=left_out) if table.runs else None
-    forecasts = () if law is None or study is None else _forecasts(records, state, law, study)
+    forecasts = () if law is None or study is None else tuple(study_forecasts(study, records, law))
     ahead = [forecast.flops for forecast in forecasts[:1] if not isinstance(forecast.loss, Refused)]
     return Findings(law, forecasts, tuple(album(state, law, ahead)))
-
-
-def _usable(table: RunTable) -> RunTable:
-    """Without the runs whose loss has no logarithm, which are counted as left out."""
-    runs = tuple(run for run in table.runs if 0 < run.loss < math.inf)
-    return replace(table, runs=runs, left_out=table.left_out + len(table.runs) - len(runs))
-
-
-def _forecasts(records: Sequence[Record], state: StudyState, law: Law, study: Study) -> tuple[BudgetForecast, ...]:
-    examples, classes = int(state.opened["train_examples"]), int(state.opened["classes"])
-    cores = next((record["cores_per_slice"] for record in reversed(records) if record.event == "session_started"), None)
-    speed = None if cores is None else speed_of_state(study, state, cores)
-    amounts = amounts_in_flops(study, core_hour_rates(study, classes, state.opened))
-    quantities = next_budgets(study, state, amounts)
-    return tuple(
-        forecast_budget(law, study, quantity, train_examples=examples, classes=classes, speed=speed)
-        for quantity in quantities
-    )

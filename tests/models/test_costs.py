@@ -71,6 +71,10 @@ def test_memory_of_training_is_what_autograd_really_keeps() -> None:
     assert training_memory(size).of(5) == pytest.approx(saved + weights, rel=0.01)
 
 
+def test_memory_is_counted_once() -> None:
+    assert training_memory(replace(TINY)) is training_memory(replace(TINY))
+
+
 def test_memory_of_activations_halves_in_bfloat16_and_grows_with_the_image() -> None:
     def per_image(image_size: int, precision: Precision) -> int:
         return training_memory(replace(TINY, image_size=image_size), precision).per_image

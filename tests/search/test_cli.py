@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from search import cli, session
+from search.budgets import open_budgets
 from search.ledger import Ledger, read_ledger
 from search.programs import Programs
 from search.rates import core_hour_rates
@@ -30,6 +31,7 @@ from search.tracking import SyncReport
 from search.views import Views
 from tests.search.ledgers import synthetic_records
 from tests.search.programs import compiled
+from tests.search.test_director import World
 from tests.trainables.shard_sets import write_shards
 from trainables.data import Splits, open_splits
 
@@ -577,6 +579,51 @@ def test_a_fresh_search_that_is_refused_leaves_the_run_there_was(
     assert called("search", "digits.yaml")[0] == 130
     assert read_ledger("runs/digits/run-1")[-1].fields == {"reason": "interrupted"}
     assert read_ledger("runs/digits/run-2") == []
+
+
+def begun_before_trend(until: int | None = None) -> Path:
+    """A run of digits.yaml, which names no sampler, by a version whose default was tpe; `until`: its first records."""
+    study = read_study(Path("digits.yaml").read_text())
+    text = Path("digits.yaml").read_text() + "search: {sampler: tpe}\n"
+    with World(read_study(text), open_budgets(read_study(text), 1617, 10)[0], Path("tpe")) as world:
+        world.director.write("study_opened", run="run-1", identity=study.identity())
+        world.run()
+        world.director.write("study_ended")
+    folder = Path(study.storage_url) / study.name / "run-1"
+    with Ledger(str(folder)) as ledger:
+        for record in world.ledger.records[:until]:
+            new = ("seeds", "doubt", "second_objective", "learning_rates")
+            ledger.append(record.event, **{key: value for key, value in record.fields.items() if key not in new})
+    return folder
+
+
+def test_a_study_that_an_earlier_version_finished_is_finished(called: Callable[..., tuple[int, str, str]]) -> None:
+    """Its sampler was another by default: by that of today there would be more to do."""
+    write_study(search=None, tracking={"enabled": False})
+    folder = begun_before_trend()
+    before = read_ledger(str(folder))
+    status, out, err = called("search", "digits.yaml")
+    assert (status, err) == (0, "")
+    assert "began when sampler" not in out
+    assert read_ledger(str(folder)) == before
+    _, planned, _ = called("plan", "digits.yaml")
+    assert "Warning: run-1 began when sampler tpe was the default, and goes on with it" in planned
+    assert "In all: 8 trials" in planned
+    write_study(search={"sampler": "trend"}, tracking={"enabled": False})
+    assert "In all: at most 12 trials" in called("plan", "digits.yaml")[1]
+
+
+def test_a_search_says_with_what_it_goes_on_and_which_budgets_it_opens_again(
+    searches: Callable[..., None], called: Callable[..., tuple[int, str, str]]
+) -> None:
+    searches(interrupted_again)
+    write_study(search=None, tracking={"enabled": False})
+    begun_before_trend(until=-5)
+    assert "run-1 began when sampler tpe was the default, and goes on with it" in called("search", "digits.yaml")[1]
+    write_study(search={"sampler": "trend"}, tracking={"enabled": False})
+    _, out, _ = called("search", "digits.yaml")
+    assert "budget 4e9 FLOPs is opened again: 6 trials instead of 4\n" in out
+    assert "budget 8e9 FLOPs is opened again" not in out  # it is not closed
 
 
 # ---------------------------------------------------------------- results and sync

@@ -166,15 +166,23 @@ def test_seeds_of_one_study_are_not_another_studys() -> None:
     assert {t.seeds for t in compare(trials(ours, theirs, moved))[0].trials} == {1, 2}
 
 
-def test_a_seed_that_did_not_finish_counts_neither_in_the_mean_nor_as_a_seed() -> None:
-    records = two_seeds()
-    for record in records:
-        if record.event == "trial_ended" and record["trial"].endswith("003"):
-            record.fields["outcome"] = "diverged"
-    found = compare(trials(records))[0].trials
-    assert [(t.trial_id[-3:], t.seeds) for t in found] == [("000", 1), ("001", 1), ("002", 1), ("003", 1)]
-    assert found[0].mean_loss == 0.2
+def test_a_point_that_diverged_with_some_seed_comes_after_those_that_did_not_and_says_so() -> None:
+    (comparison, *_) = compare(trials(two_seeds(diverging=True)))
+    found = comparison.trials
+    assert [(t.trial_id[-3:], t.seeds, t.point_diverged) for t in found] == [
+        ("001", 1, 0),
+        ("002", 1, 0),
+        ("000", 1, 1),
+        ("003", 1, 1),
+    ]
+    assert (comparison.best_loss, found[2].mean_loss) == (0.3, 0.2)
     assert math.isnan(found[-1].mean_loss)
+    by_name = {column.name: column.cells for column in columns(comparison)}
+    assert by_name["seeds"] == ("1", "1", "1, 1 diverged", "1, 1 diverged")
+    assert by_name["gap"] == ("-", "+0.20", "-0.10", "-")
+    out = io.StringIO()
+    write_csv([comparison], out)
+    assert [row["seeds_diverged"] for row in csv.DictReader(io.StringIO(out.getvalue()))] == ["0", "0", "1", "1"]
 
 
 @given(
@@ -233,17 +241,24 @@ def test_a_budget_that_is_not_there_is_refused_with_those_that_are(records: list
 # ---------------------------------------------------------------- what differs
 
 
-def test_only_what_differs_is_a_column_and_the_rest_is_said_once(records: list[Record]) -> None:
+def test_what_differs_is_a_column_and_the_rest_is_said_once(records: list[Record]) -> None:
     comparison = of_budget(compare(trials(records)))
     assert comparison.differing == ["variant", "epochs", "learning_rate", "seed"]
     assert alike(comparison) == "the same in all: study digits, run run-1, batch size 64"
     of_f1 = tuple(t for t in comparison.trials if t.settings["variant"] == "F1")
     one = replace(comparison, trials=of_f1, total=len(of_f1))
     assert one.differing == ["learning_rate", "seed"]
-    assert alike(one) == "the same in all: study digits, run run-1, variant F1, epochs 36.2978, batch size 64"
+    assert alike(one) == "the same in all: study digits, run run-1, batch size 64"
     best = compare(trials(records), top=2)[1]
     assert alike(best).startswith("the same in those shown: study digits")
-    assert (replace(one, trials=one.trials[:1]).differing, alike(replace(one, trials=one.trials[:1]))) == ([], "")
+
+
+def test_a_single_trial_says_which_it_is(records: list[Record]) -> None:
+    best = of_budget(compare(trials(records), top=1))
+    (trial,) = best.trials
+    cells = {column.name: column.cells for column in columns(best)}
+    assert [cells[name] for name in ("variant", "epochs", "learning_rate")] == [("F1",), ("36.3",), ("0.2",)]
+    assert alike(best) == f"study digits, run run-1, seed {trial.settings['seed']}, batch size 64"
 
 
 def test_studies_that_were_trained_otherwise_differ_by_the_name_of_the_setting() -> None:
@@ -298,6 +313,22 @@ def test_of_several_runs_the_one_that_began_last_is_the_newest(records: list[Rec
     assert newest_ledger(FoundExperiment("1", {}, ())) is None
 
 
+def test_a_study_whose_own_run_was_deleted_is_still_found_by_its_trials(records: list[Record]) -> None:
+    whole = experiment_of(records)
+    left = replace(whole, runs=tuple(run for run in whole.runs if run.tags["kind"] == "trial"))
+    assert newest_ledger(left) == newest_ledger(whole)
+    assert len(trials_of(left, [newest_ledger(whole) or ""])) == 45
+
+
+def test_runs_that_people_made_themselves_are_none_of_a_studys(records: list[Record]) -> None:
+    whole = experiment_of(records)
+    own = tuple(FoundRun(kind, {"kind": kind, "budget": FLOPS}, {}, {}) for kind in ("study", "budget", "trial"))
+    with_own = replace(whole, runs=(*whole.runs, *own))
+    assert newest_ledger(with_own) == newest_ledger(whole)
+    assert trials_of(with_own, None) == trials_of(whole, None)
+    assert newest_ledger(replace(whole, runs=own)) is None
+
+
 def test_what_an_earlier_version_left_on_a_server_is_read_too(records: list[Record]) -> None:
     """It named tags convscale.<name>, and had neither exact FLOPs nor the study's settings."""
     machine = {"key", "ledger", "seq"}
@@ -327,8 +358,8 @@ def test_the_table_has_a_row_for_each_trial_with_its_gap_to_the_best(records: li
     comparison = of_budget(compare(trials(records), top=2))
     lines = [line.split() for line in printed(comparison, 120).splitlines()]
     first, second = (f"{trial.heldout_loss:.4f}" for trial in comparison.trials)
-    assert lines[-2][:6] == ["0.2", "1", first, "-", "80.3", "%"]
-    assert lines[-1][:6] == ["0.4", "7", second, "+0.046", "79.0", "%"]
+    assert lines[-2][:8] == ["F1", "36.3", "0.2", "1", first, "-", "80.3", "%"]
+    assert lines[-1][:8] == ["F1", "36.3", "0.4", "7", second, "+0.046", "79.0", "%"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
@@ -389,10 +420,9 @@ def test_the_markdown_is_a_table_for_each_budget(records: list[Record]) -> None:
     assert text.count("### Budget") == 3
     block = text.split("### ")[2].splitlines()
     assert block[0] == "Budget 6e11 FLOPs: best 2 of 15 trials"
-    assert block[4].startswith("| variant") is False  # both are F1: said above the table
     heads, rule, *rows = (line.strip("|").split("|") for line in block if line.startswith("|"))
-    assert [head.strip() for head in heads][:4] == ["learning rate", "seed", "held-out loss", "gap"]
-    assert {cell.strip() for cell in rule} == {"---:"}
+    assert [head.strip() for head in heads][:4] == ["variant", "epochs", "learning rate", "seed"]
+    assert [cell.strip() for cell in rule] == ["---", *["---:"] * (len(rule) - 1)]
     assert [len(row) for row in rows] == [len(heads)] * 2
 
 
@@ -404,7 +434,8 @@ def test_what_would_break_a_markdown_table_is_escaped() -> None:
     assert r"a\|b" in out.getvalue()
 
 
-def test_the_csv_has_all_of_every_trial_in_full_precision(records: list[Record]) -> None:
+def test_the_csv_has_all_of_every_trial_its_results_in_full_precision(records: list[Record]) -> None:
+    known = StudyState.of(records).trials
     comparisons = compare(trials(records))
     out = io.StringIO()
     write_csv(comparisons, out)
@@ -418,6 +449,8 @@ def test_the_csv_has_all_of_every_trial_in_full_precision(records: list[Record])
         assert float(row["core_hours"]) == trial.results["core_hours"]
         assert (row["study"], row["run"], row["device"]) == ("digits", "run-1", "cpu")
         assert int(row["examples"]) == int(row["steps"]) * 64
+        assert float(row["budget_flops"]) == StudyState.of(records).budgets[row["budget"]].flops
+        assert float(row["epochs"]) == pytest.approx(known[row["trial"]].epochs, rel=5e-6)  # six digits, as MLflow has
         assert row["mlflow_run_id"] == trial.run_id
 
 
@@ -446,9 +479,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> P
     return folder
 
 
-def write_study(name: str = "digits", **changes: Any) -> None:
+def write_study(name: str = "digits", into: str | None = None, **changes: Any) -> None:
     values = {"name": name, "data": {"source": "digits", "image_size": 32}, "budgets": ["2e11 FLOPs"]} | changes
-    Path(f"{name}.yaml").write_text(json.dumps(values))
+    Path(into or f"{name}.yaml").write_text(json.dumps(values))
 
 
 @pytest.fixture
@@ -519,6 +552,25 @@ def test_experiments_can_be_named_at_an_address(here: Path, called: Called) -> N
     Path("digits.yaml").unlink()
     status, out, _ = called("digits", "--uri", uri)
     assert (status, out.count("Budget ")) == (0, 3)
+
+
+def test_studies_of_one_name_in_two_storages_are_two(here: Path, called: Called) -> None:
+    uri, root = default_uri(here / "runs")
+    write_study(tracking={"uri": uri})
+    theirs = opened_with(synthetic_records(trials=1), later_s=1e6)
+    sync(theirs, uri, artifact_root=root)
+    (here / "elsewhere" / "digits" / "run-1").mkdir(parents=True)
+    (here / "elsewhere" / "digits" / "run-1" / "ledger.jsonl").write_text("".join(f"{r.to_json()}\n" for r in theirs))
+    write_study(tracking={"uri": uri}, storage="elsewhere", into="other.yaml")
+    for asked in (["digits.yaml", "other.yaml", "digits.yaml"], ["other.yaml", "digits.yaml", "--all-runs"]):
+        status, out, _ = called(*asked)
+        assert status == 0
+        assert out.count(": 3 trials\n") == 3
+        assert out.count("MLflow's page of digits: ") == 1
+        assert [out.count(f"digits ({name}.yaml)") for name in ("digits", "other")] == (
+            [0, 0] if "--all-runs" in asked else [6, 3]
+        )
+    assert called("other.yaml")[1].count(": 1 trial\n") == 3
 
 
 def append(*events: Record) -> None:

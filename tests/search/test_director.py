@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.costs import training_memory
 from search.budgets import Budget, open_budgets
 from search.director import Director, Finished, Suggestion
 from search.ledger import Ledger, Record, read_ledger
@@ -794,5 +796,54 @@ def test_memory_as_second_objective_is_what_the_plan_estimates(study: Study, tmp
     known = StudyState.of(read_ledger(str(tmp_path))).budgets["8e9 FLOPs"]
     assert known.second_objective == "memory"
     assert {cell["variant"]: cell["memory"] for cell in known.cells} == memory_by_variant(other, 10)
-    costs = costs_of("memory", world.director.state, known)
-    assert costs["F0"] < costs["F1"]
+    assert costs_of("memory", world.director.state, known) == memory_by_variant(other, 10)
+
+
+def test_memory_is_estimated_once_and_for_the_variants_that_a_budget_buys(tmp_path: Path) -> None:
+    """It takes seconds for a large model, and slices wait for it."""
+    text = STUDY.replace("sampler: tpe, trials: 8", "sampler: random, trials: 1, second_objective: memory")
+    other = read_study(text.replace("[F0, F1]", "[F0, F7]").replace("min: 0.01", "min: 0.3"))
+    budgets, _ = open_budgets(other, 1437, 10)
+    assert [[cell.variant for cell in budget.cells] for budget in budgets] == [["F0"], ["F0"]]
+    training_memory.cache_clear()
+    with World(other, budgets, tmp_path) as world:
+        world.run()
+        assert world.director.done
+    assert training_memory.cache_info().misses == 1
+
+
+# ---------------------------------------------------------------- further seeds
+
+
+def noisy(world: int, noise: float) -> Callable[[Suggestion], dict[str, Any]]:
+    """How trials end where the loss depends on the seed, and F1 is as good as F0."""
+
+    def outcome(suggestion: Suggestion) -> dict[str, Any]:
+        config = TrialConfig.from_dict(suggestion.config)
+        budget, rate = suggestion.trial.rsplit("-", 1)[0], config.optimiser.learning_rate
+        chance = random.Random(f"{world} {budget} {config.model.variant} {rate} {config.seed}").gauss()
+        loss = 2 * math.exp(0.02 * math.log2(rate / 0.4) ** 2 + noise * chance)
+        return {"outcome": "finished", "result": {"heldout_loss": loss, "step": config.steps, "meter": {"flops": 1.0}}}
+
+    return outcome
+
+
+@pytest.mark.parametrize(("sampler", "seeds", "noise"), [("grid", 5, 0.1), ("trend", 3, 0.03), ("grid", 3, 0.01)])
+def test_a_budget_never_takes_more_runs_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, seeds: int, noise: float
+) -> None:
+    """Where the noise is large, one lucky point after another looks best and is run again."""
+    study = read_study(STUDY.replace("{sampler: tpe, trials: 8}", f"{{sampler: {sampler}, seeds: {seeds}}}"))
+    budgets = open_budgets(study, 1437, 10)[0]
+    for number in range(8):
+        monkeypatch.setattr("tests.search.test_director.scripted_outcome", noisy(number, noise))
+        with World(study, budgets, tmp_path / str(number), slices=3) as world:
+            world.run()
+            assert world.director.done
+        for budget in budgets:
+            known = world.director.state.budgets[budget.label]
+            assert len(known.trials) <= budget.runs
+            best = known.best
+            assert best is not None
+            of_best = [t for t in known.trials if (t.variant, t.learning_rate) == (best.variant, best.learning_rate)]
+            assert len(of_best) == seeds or noise > 0.05

@@ -19,9 +19,9 @@ from search.figures import (
     search_progress_data,
 )
 from search.figures.marks import titled_figure
-from search.figures.trials import between, means, size
+from search.figures.trials import between, size
 from search.formats import number
-from search.plotting import budget_colours, colours, log_ticks
+from search.plotting import budget_colours, colours, exactly, log_ticks
 from search.state import StudyState
 from tests.search.ledgers import synthetic_records
 
@@ -114,6 +114,21 @@ def test_a_log_axis_always_gets_a_few_round_labels(low: float, high: float) -> N
     assert ticks == sorted(set(ticks))
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.494, 0.506), (0.94, 1.03), (2.3, 3.1), (0.05, 2.4), (1e3, 1e5), (1e13, 1.06e13), (9.9e-4, 1.1e-3)],
+)
+def test_a_ticks_label_says_where_the_tick_is(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert [float(label.replace(",", "")) for label in exactly(ticks)] == pytest.approx(ticks, rel=1e-9)
+
+
+def test_labels_of_ticks_have_as_many_digits_as_they_need_and_no_more() -> None:
+    assert exactly([0.4975, 0.5, 0.5025]) == ["0.4975", "0.5", "0.5025"]
+    assert exactly([0.95, 0.975, 1.0, 1.025]) == ["0.95", "0.975", "1", "1.025"]
+    assert exactly([0.1, 0.3, 1.0]) == ["0.1", "0.3", "1"]
+
+
 def test_every_variant_has_its_own_colour() -> None:
     for count in range(1, 11):
         names = [f"F{index}" for index in range(count)]
@@ -178,7 +193,7 @@ def test_figures_take_the_mean_over_seeds_and_not_the_luckiest(seeded: StudyStat
     (valley,) = learning_rate_valley_data(seeded).valleys
     assert valley.best is not None
     assert (valley.best.learning_rate, valley.best.loss, valley.best.seeds) == (0.1, 0.6, 1)
-    by_rate = {point.learning_rate: point for point in means(valley.finished)}
+    by_rate = {point.learning_rate: point for point in valley.points}
     assert [by_rate[rate].seeds for rate in (0.1, 0.2, 0.4)] == [1, 2, 6]
     assert by_rate[0.2].loss == pytest.approx(0.7)
     (progress,) = search_progress_data(seeded).budgets
@@ -215,6 +230,11 @@ def test_a_reading_says_what_the_data_say(state: StudyState) -> None:
         learning_rate_valley_data(state)
     )
     assert "63 trials (10 diverged) took " in read_search_progress(search_progress_data(state))
+
+
+def test_one_trial_is_no_trials() -> None:
+    said = read_search_progress(search_progress_data(StudyState.of(synthetic_records(trials=1, until=8))))
+    assert said.startswith("The best trial came as number 1 of 1; 1 trial took ")
 
 
 def test_before_anything_has_finished_a_reading_says_so() -> None:

@@ -13,14 +13,15 @@ from rich.console import Console
 
 import search.law
 from search.budgets import open_budgets
-from search.foretold import Score, foreteller, score_of
+from search.foretold import Score, closed_only, foreteller, score_of
+from search.law import LossForecast, fit_law, runs_of_state
 from search.ledger import read_ledger
 from search.progress import ProgressView
 from search.results import render_results
 from search.state import BudgetState, StudyState
 from search.study import read_study
 from tests.search.ledgers import synthetic_records
-from tests.search.test_director import STUDY, World, told
+from tests.search.test_director import STUDY, World, cut, told
 from tests.search.test_repeats import trial
 
 FIVE = STUDY.replace("[4e9 FLOPs, 8e9 FLOPs]", "[2e9 FLOPs, 4e9 FLOPs, 8e9 FLOPs, 1.6e10 FLOPs, 3.2e10 FLOPs]")
@@ -55,6 +56,18 @@ def test_a_forecast_names_variant_rate_and_loss_or_says_why_it_cannot(searched: 
     for each in said[2:]:
         loss = each["loss"]
         assert "refused" in loss or loss["low"] <= loss["value"] <= loss["high"]
+
+
+def test_a_forecast_is_the_one_that_the_law_gives_of_the_same_budgets(searched: Path) -> None:
+    """Resample for resample: what is told afterwards of the same prediction must not contradict it."""
+    state = StudyState.of(read_ledger(str(searched)))
+    last = list(state.budgets.values())[-1]
+    said = last.forecast
+    assert said is not None
+    law = fit_law(runs_of_state(closed_only(state, below=last.flops)))
+    expected = law.forecast(last.flops)
+    assert isinstance(expected, LossForecast)
+    assert said["loss"] == {name: getattr(expected.loss, name) for name in ("value", "low", "high")}
 
 
 def test_a_budget_that_is_opened_again_is_not_foretold_again(tmp_path: Path) -> None:
@@ -93,6 +106,29 @@ def test_a_forecast_is_made_from_closed_budgets_alone(tmp_path: Path) -> None:
     state = StudyState.of(read_ledger(str(tmp_path)))
     assert told(tmp_path, "forecast_made") == list(state.budgets)[2:]
     assert "1 budget given" in next(iter(list(state.budgets.values())[2:])).forecast["loss"]["refused"]  # type: ignore[index]
+
+
+def test_killed_before_a_forecast_is_written_a_search_makes_it_when_it_goes_on(searched: Path, tmp_path: Path) -> None:
+    study, records = read_study(FIVE), read_ledger(str(searched))
+    for opened in [record.seq for record in records if record.event == "budget_opened"]:
+        folder = tmp_path / str(opened)
+        cut(searched, folder, opened + 1)
+        with World(study, open_budgets(study, 1437, 10)[0], folder, slices=1) as world:
+            world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+            world.run()
+        assert told(folder, "forecast_made") == told(searched, "forecast_made")
+
+
+def test_a_budget_that_is_added_between_others_is_foretold_from_the_smaller_ones(tmp_path: Path) -> None:
+    """The larger ones would make it an interpolation, and its score too good."""
+    for text in (FIVE.replace("4e9 FLOPs, ", ""), FIVE):
+        study = read_study(text)
+        with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
+            world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+            world.run()
+    forecast = world.director.state.budgets["4e9 FLOPs"].forecast
+    assert forecast is not None
+    assert "1 budget given" in forecast["loss"]["refused"]
 
 
 def budget_with(forecast: dict[str, Any] | None, *, closed: bool = True) -> BudgetState:

@@ -199,3 +199,14 @@ def test_a_plan_opens_with_the_data_it_is_for() -> None:
 def test_a_budget_that_buys_nothing_is_refused() -> None:
     with pytest.raises(StudyError, match="buys no variant"):
         plan(read_study(STUDY.replace("1e10 FLOPs", "1 FLOPs")), 1000, 100, 10)
+
+
+def test_what_is_expected_of_sampler_trend_counts_further_seeds() -> None:
+    text = STUDY.replace("search: {trials: 4}", "search: {seeds: SEEDS}")
+    lines = [
+        shown(plan(read_study(text.replace("SEEDS", seeds)), 1000, 100, 10), width=200).splitlines()[-1]
+        for seeds in ("1", "3")
+    ]
+    # two budgets of two variants: 1.3 trials each are expected, and two more seeds at least of each budget's best
+    assert "at most 12 trials (~5 where losses are like the paper's)" in lines[0]
+    assert "at most 24 trials (~9 or more where losses are like the paper's)" in lines[1]

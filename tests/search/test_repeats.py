@@ -8,15 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies
 
 from search.budgets import open_budgets
 from search.director import Suggestion
+from search.figures import (
+    iso_compute_data,
+    learning_rate_valley_data,
+    loss_vs_compute_data,
+    read_iso_compute,
+    read_loss_vs_compute,
+    search_progress_data,
+)
+from search.law import fit_law, runs_of_state
 from search.ledger import read_ledger
+from search.points import Points
 from search.repeats import next_repeat
+from search.results import best_rows
+from search.second_objective import pareto_front
 from search.space import CellSize, Point, Space
 from search.state import BudgetState, StudyState
 from search.state import TrialState as Trial
 from search.study import read_study
+from search.tracked_runs import TrackedStudy
+from tests.search.seeded_ledger import two_seeds
 from tests.search.test_director import STUDY, World, events_of
 
 SPACE = Space(tuple(CellSize(name, 1.0, 1e9, 10**6) for name in ("F0", "F1", "F3")), (0.1, 0.2, 0.4))
@@ -122,6 +137,64 @@ def test_a_point_that_diverged_with_some_seed_is_not_the_best_where_another_did_
     del budget.trials[-1]
     assert budget.best is not None
     assert budget.best_loss == 0.9
+
+
+@given(
+    strategies.lists(
+        strategies.tuples(
+            strategies.sampled_from(["F0", "F1"]),
+            strategies.sampled_from([0.1, 0.2]),
+            strategies.sampled_from(["finished", "diverged", "failed", None]),
+            strategies.sampled_from([0.5, 1.0, 2.0, math.nan, math.inf]),
+        )
+    )
+)
+def test_the_best_is_the_first_in_rank_after_every_trial_that_ends(
+    ended: list[tuple[str, float, Any, float]],
+) -> None:
+    points: Points[Trial] = Points()
+    for seed, (variant, rate, outcome, loss) in enumerate(ended):
+        points.add(trial(variant, rate, loss, seed, outcome))
+        ranked = points.ranked()
+        assert points.best is (ranked[0] if ranked else None)
+        keys = [(each.diverged, each.mean_loss) for each in ranked]
+        assert keys == sorted(keys)
+        assert all(math.isfinite(each.mean_loss) for each in ranked)
+
+
+def test_a_trial_that_finished_with_no_loss_is_never_the_best() -> None:
+    budget = BudgetState("b", 1.0, 3, [], frozenset({"F0"}))
+    budget.trials += [trial("F0", 0.2, math.nan), trial("F0", 0.1, 1.0)]
+    assert budget.best is not None
+    assert budget.best.learning_rate == 0.1
+
+
+@pytest.mark.parametrize("diverging", [False, True])
+def test_the_best_is_the_same_wherever_one_is_named(diverging: bool) -> None:
+    """Of single runs 000 has the lowest loss, but its second seed was worse, or diverged."""
+    records = two_seeds(diverging=diverging)
+    state = StudyState.of(records)
+    tracked = TrackedStudy("digits", "run-1")
+    for record in records:
+        tracked.apply(record)
+    progress = search_progress_data(state).budgets
+    valleys, frontier = learning_rate_valley_data(state).valleys, loss_vs_compute_data(state).frontier
+    law = fit_law(runs_of_state(state), bootstraps=100)
+    of_study = [point for point in tracked.runs["study"].changes(-1).points if point.name == "best_heldout_loss"]
+    for place, (budget, row) in enumerate(zip(state.budgets.values(), best_rows(state), strict=True)):
+        assert (row.trial_id[-3:], row.variant, budget.best_loss) == ("001", "F1", 0.3)
+        assert (frontier[place].variant, frontier[place].loss) == ("F1", 0.3)
+        assert valleys[place].best == frontier[place]
+        assert law.budgets[place].best.variant == "F1"
+        assert law.budgets[place].loss == pytest.approx(0.3)
+        assert (progress[place].found, progress[place].steps[-1].best) == (2, 0.3)
+        (front,) = pareto_front(budget.trials, {"F0": 1.0, "F1": 1.0, "F3": 1.0})
+        assert (front.variant, front.heldout_loss) == ("F1", 0.3)
+        run = tracked.runs[f"budget {budget.label}"].changes(-1)
+        assert [point.value for point in run.points if point.name == "best_heldout_loss"][-1] == 0.3
+        assert of_study[place].value == 0.3
+    assert "Best of the sizes tried: F1 at 2e11 FLOPs, F1 at 6e11" in read_iso_compute(iso_compute_data(state, None))
+    assert "goes from 0.300 (F1) to 0.300 (F1)" in read_loss_vs_compute(loss_vs_compute_data(state))
 
 
 def test_a_wider_grid_opens_a_budget_again_that_was_decided_on_the_narrow_one(tmp_path: Path) -> None:

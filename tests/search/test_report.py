@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -17,13 +18,13 @@ import pytest
 from search import cli
 from search.figures.album import Picture
 from search.formats import number
-from search.law import Estimate, Refused, fit_law, runs_of_state
+from search.law import Estimate, HeldOut, Refused, fit_law, runs_of_state
 from search.law.forecast import BudgetForecast
 from search.ledger import Ledger, Record
 from search.report import Report, findings_of, render, report_of, write_page
-from search.report.answer import answer_of
+from search.report.answer import answer_of, interval
 from search.report.fitted import fitted_of
-from search.report.tables import counts_of
+from search.report.tables import counts_of, hours
 from search.state import StudyState
 from search.study import load_study
 from tests.search.ledgers import synthetic_records
@@ -108,7 +109,29 @@ def test_it_begins_with_what_to_train_with_the_next_budget(whole: list[Record]) 
     assert "3 times the largest that was searched" in first
     assert "its loss is about 1.2 % above that of the best size" in first
     assert "6 trials, about 6 min 40 s" in first
+    assert "estimated" not in first
     assert "The best epochs are outside the study's." in first
+
+
+def test_an_estimated_cost_and_a_search_that_may_end_early_are_called_so(whole: list[Record]) -> None:
+    text = page_of(whole, forecast(cost_estimated=True, at_most=True)).text()
+    assert "1 min 52 s on one slice (estimated, not measured)." in text
+    assert "at most 6 trials, about 6 min 40 s" in text
+
+
+def test_a_budget_that_is_still_being_searched_is_not_counted_and_called_so() -> None:
+    records = synthetic_records(trials=9)
+    ended = [place for place, record in enumerate(records) if record.event == "trial_ended"]
+    part, closed = records[: ended[20] + 1], records[: ended[17] + 2]
+    found = findings_of(part, StudyState.of(part), bootstraps=100).law
+    before = findings_of(closed, StudyState.of(closed), bootstraps=100).law
+    assert found is not None
+    assert before is not None
+    assert [budget.label for budget in found.budgets] == ["2e11 FLOPs", "6e11 FLOPs"]
+    assert found.runs == before.runs
+    said = "1.8e12 FLOPs is still being searched: the law and its forecasts do not count it."
+    assert said in page_of(part).of("li")
+    assert said not in page_of(closed).of("li")
 
 
 def test_further_budgets_follow_in_a_table(whole: list[Record]) -> None:
@@ -135,6 +158,7 @@ def test_where_the_law_refuses_a_variant_is_a_guess_and_called_one() -> None:
 
 def test_a_law_that_may_be_flat_is_called_so(whole: list[Record]) -> None:
     flat = page_of(synthetic_records(trials=9, exponent=0.001), forecast())
+    assert "Held-out loss L goes with training compute" in flat.text()
     assert "these runs do not show yet that more compute helps" in flat.text()
     assert "these runs do not show yet" not in page_of(whole, forecast()).text()
 
@@ -231,11 +255,26 @@ def test_the_largest_budget_is_foretold_from_the_others() -> None:
     records = synthetic_records(budgets=[2e11 * 2**k for k in range(5)], trials=21)
     best = list(StudyState.of(records).budgets.values())[-1].best
     assert best is not None
+    law = fit_law(runs_of_state(StudyState.of(records)), bootstraps=100, leave_out=1)
+    assert isinstance(law.held_out, HeldOut)
+    (row,) = law.held_out.rows
     (said,) = [text for text in page_of(records).of("p") if text.startswith("Told from the smaller budgets alone")]
     assert "the loss at 3.2e12 FLOPs would have been " in said
     assert re.search(
         rf"it came out as {number(best.heldout_loss)}, so that was [0-9.]+ % too (high|low), (in|out)side", said
     )
+    assert said.endswith(f"side the interval {interval(row.predicted)}.")
+
+
+def test_a_budget_whose_forecast_is_told_is_not_foretold_once_more() -> None:
+    """The two are made of the same budgets, but of different resamples: they may contradict each other."""
+    records = synthetic_records(budgets=[2e11 * 2**k for k in range(5)], trials=21)
+    said = {"loss": {"value": 0.5, "low": 0.4, "high": 0.6}, "variant": "F1", "learning_rate": 0.2}
+    made = Record(len(records), 1.8e9, "forecast_made", {"budget": "3.2e12 FLOPs", "forecast": said})
+    assert "Told from the smaller budgets alone" in page_of(records).text()
+    page = page_of([*records, made])
+    assert "Told from the smaller budgets alone" not in page.text()
+    assert "Forecasts made before each budget was searched" in page.of("caption")
 
 
 def test_seeds_are_averaged_in_what_is_told_of_the_best_of_a_budget() -> None:
@@ -421,6 +460,15 @@ def test_whatever_the_ledger_holds_is_shown_as_text(whole: list[Record]) -> None
     assert page.text().count("<script>alert('x')</script>") >= 5
 
 
+def test_passwords_of_addresses_in_the_study_file_are_not_shown(whole: list[Record]) -> None:
+    text = (
+        "tracking: {uri: 'http://me:s3cr:et@mlflow.example:5000'}  # ask a@b.org\nstorage: s3://key:s3cret@bucket/a@b\n"
+    )
+    records = [Record(0, 0.0, "study_opened", whole[0].fields | {"study_file": text}), *whole[1:]]
+    (shown,) = page_of(records).of("pre")
+    assert shown == "tracking: {uri: 'http://mlflow.example:5000'} # ask a@b.org storage: s3://bucket/a@b"
+
+
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "made" / "report.html"
     write_page("one", target)
@@ -484,10 +532,11 @@ learning_rate: {base: 0.4, min: 0.025, max: 1.6}
 
 
 def leave_run(until: int | None = None) -> Path:
-    folder = Path("runs/digits/run-1")
+    folder, identity = Path("runs/digits/run-1"), load_study(Path("digits.yaml")).identity()
     with Ledger(str(folder)) as ledger:
         for record in synthetic_records(trials=12, until=until):
-            ledger.append(record.event, **record.fields)
+            more = {"identity": identity} if record.event == "study_opened" else {}
+            ledger.append(record.event, **(record.fields | more))
     return folder
 
 
@@ -502,6 +551,19 @@ def test_the_command_writes_the_report_of_the_newest_run_into_its_folder(
     )
     assert "core-hours" in page.text().partition("The law, and how far")[0]
     assert sum(tag == "img" for tag, _ in page.elements) == 6
+
+
+def test_its_forecasts_and_their_cost_are_those_of_the_law_command(
+    called: Callable[..., tuple[int, str, str]],
+) -> None:
+    """The run was on a CPU, and the study is for TPUs now: what the CPU did in a second says nothing of the cost."""
+    folder = leave_run()
+    Path("digits.yaml").write_text(f"{STUDY}compute: {{device: tpu, accelerator: tpu-v4-8}}\n")
+    (found,) = json.loads(called("law", "digits.yaml", "--json")[1])["next_budgets"]
+    assert found["cost_estimated"]
+    assert called("report", "digits.yaml")[0] == 0
+    text = Page((folder / "report.html").read_text()).text()
+    assert f"{hours(found['core_hours'])} core-hours, 0.0 s on one slice (estimated, not measured)." in text
 
 
 def test_it_goes_where_it_is_told_to(called: Callable[..., tuple[int, str, str]]) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from search.budgets import open_budgets
-from search.resume import described, refuse_changed_study, without_trials
+from search.ledger import Record
+from search.resume import as_begun, described, opened_again, refuse_changed_study, without_trials
 from search.runs import SessionError
 from search.state import BudgetState, StudyState
 from search.study import Study, read_study
+from tests.search.test_director import STUDY as TWO_BUDGETS
+from tests.search.test_director import World
 from trainables.data import Splits, open_splits
 
 STUDY = """
@@ -115,3 +119,101 @@ def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
     assert warnings(3, "F0 F1 F7") == []  # one of a variant that was taken out does not count
     assert warnings(3, "F0 F1 F0", (12.8, 12.8, 12.8)) == []  # nor do those of a rate that was
     assert warnings(3, "F0 F1 F0", (0.4, 0.4, 0.4)) == []  # a further seed is no further point
+
+
+# ---------------------------------------------------------------- what was begun by an earlier version
+
+UNNAMED = TWO_BUDGETS.replace("search: {sampler: tpe, trials: 8}", "")
+
+
+def searched(text: str, folder: Path) -> list[Record]:
+    """The ledger of a search of a study in a folder, begun or gone on with."""
+    study = read_study(text)
+    with World(study, open_budgets(study, 1437, 10)[0], folder) as world:
+        if not world.ledger.records:
+            world.director.write("study_opened", run="run-1")
+        world.run()
+        assert world.director.done
+        return list(world.ledger.records)
+
+
+def before_trend(records: list[Record]) -> list[Record]:
+    """As versions wrote it whose default sampler was tpe."""
+    new = {"seeds", "doubt", "second_objective", "learning_rates"}
+    return [replace(record, fields={k: v for k, v in record.fields.items() if k not in new}) for record in records]
+
+
+def test_a_study_that_was_done_with_the_default_of_then_is_done(tmp_path: Path) -> None:
+    records = before_trend(searched(TWO_BUDGETS.replace(", trials: 8", ""), tmp_path))
+    state = StudyState.of(records)
+    study, lines = as_begun(read_study(UNNAMED, source="tiny.yaml"), records)
+    assert (study.search.sampler, study.source) == ("tpe", "tiny.yaml")
+    assert lines == [
+        "run-1 began when sampler tpe was the default, and goes on with it; set search.sampler: trend to change that"
+    ]
+    budgets = open_budgets(study, 1437, 10)[0]
+    assert state.covers(budgets)
+    assert opened_again(state, budgets) == []
+
+
+@pytest.mark.parametrize("sampler", ["trend", "tpe", "grid"])
+def test_a_sampler_that_the_study_names_is_taken(sampler: str, tmp_path: Path) -> None:
+    records = before_trend(searched(TWO_BUDGETS.replace(", trials: 8", ""), tmp_path))
+    study = read_study(UNNAMED + f"search: {{sampler: {sampler}}}")
+    assert as_begun(study, records) == (study, [])
+
+
+def test_what_was_begun_with_the_default_of_today_or_not_at_all_goes_on_with_it(tmp_path: Path) -> None:
+    study = read_study(UNNAMED)
+    records = searched(UNNAMED, tmp_path)
+    for known in ([], records[:1], records):
+        assert as_begun(study, known) == (study, [])
+
+
+def test_a_budget_that_is_added_to_a_study_of_an_earlier_version_changes_no_sampler(tmp_path: Path) -> None:
+    first = before_trend(searched(TWO_BUDGETS.replace(", trials: 8", "").replace(", 8e9 FLOPs", ""), tmp_path))
+    records = [*first, *searched(TWO_BUDGETS.replace(", trials: 8", ""), tmp_path)[len(first) :]]
+    assert as_begun(read_study(UNNAMED), records)[0].search.sampler == "tpe"
+
+
+# ---------------------------------------------------------------- budgets that are opened again
+
+TREND = UNNAMED + "search: {sampler: trend, trials: 3, seeds: 2, doubt: 0.15}\n"
+
+
+@pytest.fixture(scope="module")
+def trend(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
+    return StudyState.of(searched(TREND, tmp_path_factory.mktemp("trend")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("doubt: 0.15", "doubt: 0.15"), None),
+        (("trials: 3", "trials: 2"), None),
+        (("trials: 3", "trials: 4"), "4 trials instead of 3"),
+        (("seeds: 2", "seeds: 3"), "3 seeds instead of 2"),
+        (("seeds: 2", "seeds: 1"), None),
+        (("doubt: 0.15", "doubt: 0.1"), "doubt 0.1 instead of 0.15"),
+        (("doubt: 0.15", "doubt: 0.2"), None),
+        (("doubt: 0.15", "second_objective: parameters"), "second objective parameters"),
+        (("min: 0.1", "min: 0.04"), "learning rates 0.05"),
+        (("min: 0.1", "min: 0.2"), None),
+        (("[F0, F1]", "[F0]"), "variants F0"),
+        (("trend, trials: 3", "grid, trials: 10"), "10 trials instead of 3, doubt 0 instead of 0.15"),
+    ],
+)
+def test_a_closed_budget_that_is_opened_again_is_named_with_what_for(
+    changes: tuple[str, str], said: str | None, trend: StudyState
+) -> None:
+    assert changes[0] in TREND
+    budgets = open_budgets(read_study(TREND.replace(*changes)), 1437, 10)[0]
+    assert trend.covers(budgets) == (said is None)
+    assert opened_again(trend, budgets) == [
+        f"budget {label} is opened again: {said}" for label in ("4e9 FLOPs", "8e9 FLOPs") if said is not None
+    ]
+
+
+def test_a_new_budget_is_not_opened_again(trend: StudyState) -> None:
+    study = read_study(TREND.replace("8e9 FLOPs]", "8e9 FLOPs, 3e10 FLOPs]"))
+    assert opened_again(trend, open_budgets(study, 1437, 10)[0]) == []

@@ -60,7 +60,8 @@ def test_core_hours_are_those_metered_here_then_those_of_smaller_budgets_then_th
 
 def test_the_front_holds_what_nothing_beats_cheapest_first() -> None:
     elsewhere = replace(trial("F0", 1.2), learning_rate=0.8)
-    trials = [elsewhere, trial("F0", 1.1), trial("F1", 1.15), trial("F3", 1.0), trial("F3", None)]
+    lost = replace(trial("F3", None), learning_rate=0.8)
+    trials = [elsewhere, trial("F0", 1.1), trial("F1", 1.15), trial("F3", 1.0), lost]
     front = pareto_front(trials, {"F0": 1.0, "F1": 2.0, "F3": 4.0})
     assert [(each.variant, each.heldout_loss) for each in front] == [("F0", 1.1), ("F3", 1.0)]
 
@@ -75,6 +76,28 @@ def test_seeds_count_by_their_mean_and_not_by_the_luckiest() -> None:
     (mean,) = pareto_front(lucky[:2], {"F0": 1.0})
     assert mean.seeds == 2
     assert mean.heldout_loss == pytest.approx(1.1)
+
+
+def test_a_point_that_diverged_with_some_seed_is_on_the_front_only_where_all_did() -> None:
+    costs, lost = {"F0": 1.0, "F3": 4.0}, [trial("F0", 0.9), trial("F0", None)]
+    assert [each.variant for each in pareto_front([*lost, trial("F3", 1.0)], costs)] == ["F3"]
+    assert [each.variant for each in pareto_front(lost, costs)] == ["F0"]
+
+
+@pytest.mark.parametrize("objective", ["parameters", "inference_flops", "core_hours"])
+def test_a_variant_that_was_taken_out_is_on_the_front_as_it_is_the_best(objective: Any) -> None:
+    state, budget = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 4.0), objective=objective)
+    budget.variants = frozenset({"F0", "F1"})
+    assert budget.best is not None
+    said = read_pareto_fronts(pareto_fronts_data(state))
+    assert said.startswith(f"At b, {budget.best.variant} has the lowest loss, 1.00; F0 takes 0.25 times as many ")
+
+
+def test_a_variant_that_was_taken_out_before_memory_counted_has_no_cost() -> None:
+    state, budget = budget_of(trial("F0", 1.2), trial("F3", 1.0), objective="memory")
+    budget.cells[:2] = [cell | {"memory": 1000.0} for cell in budget.cells[:2]]
+    assert costs_of("memory", state, budget) == {"F0": 1000.0, "F1": 1000.0}
+    assert [each.variant for each in pareto_front(budget.trials, costs_of("memory", state, budget))] == ["F0"]
 
 
 def test_costs_that_differ_by_less_than_they_are_measured_to_are_equal() -> None:

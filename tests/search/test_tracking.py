@@ -245,14 +245,15 @@ def test_a_forecast_is_there_before_its_budget_starts_and_scored_after(low: floa
     assert {("forecast_loss", 1), ("best_heldout_loss", 1)} <= set(study)
 
 
-def test_the_best_loss_of_a_budget_and_its_forecasts_error_are_means_over_seeds() -> None:
-    records = two_seeds({"value": 0.36, "low": 0.25, "high": 0.5})
+@pytest.mark.parametrize("diverging", [False, True])
+def test_the_best_loss_of_a_budget_and_its_forecasts_error_are_those_of_the_best_point(diverging: bool) -> None:
+    records = two_seeds({"value": 0.36, "low": 0.25, "high": 0.5}, diverging=diverging)
     tracked = TrackedStudy("digits", "run-1")
     for record in records:
         tracked.apply(record)
     state = StudyState.of(records).budgets["2e11 FLOPs"]
     run = tracked.runs["budget 2e11 FLOPs"].changes(-1)
-    # 000 is the best until its second seed is worse than 001, which ended in between
+    # 000 is the best until its second seed diverges or is worse than 001, which ended in between
     best = [(point.step, point.value) for point in run.points if point.name == "best_heldout_loss"]
     assert best == [(1, 0.2), (4, 0.3)]
     assert best[-1][1] == state.best_loss

@@ -11,6 +11,7 @@ from search.budgets import amounts_in_flops
 from search.law import Law, Refused, fit_law, runs_of_state
 from search.law.forecast import Speed, forecast_budget, next_budgets, speed_of_state
 from search.ledger import Record, read_ledger
+from search.plan import plan
 from search.state import StudyState
 from search.study import Study
 from search.units import Quantity
@@ -42,7 +43,7 @@ def test_the_next_budget_is_forecast_with_what_to_train(made: Study, law: Law) -
     budget = budgets_of(made)[4]
     found = forecast_budget(law, made, budget, **DATA)
     cell = budget.cell("F1" if found.variant is None else found.variant)
-    assert (found.label, found.flops, found.trials) == (budget.label, budget.flops, budget.trials)
+    assert (found.label, found.flops, found.trials) == (budget.label, budget.flops, budget.runs)
     assert (found.epochs, found.steps, found.parameters) == (cell.epochs, cell.steps, cell.parameters)
     assert not isinstance(found.loss, Refused)
     true = min(LAW_OF_LARGER_MODELS.loss(each.parameters, each.epochs * TRAIN_EXAMPLES) for each in budget.cells)
@@ -86,6 +87,32 @@ def test_the_cost_follows_from_the_speed_that_was_measured(made: Study, law: Law
     assert found.seconds == pytest.approx(cell.flops / 4.5e9, rel=1e-3)
     assert found.search_seconds is not None
     assert found.search_seconds == pytest.approx(found.seconds * -(-budget.trials // 2), rel=0.05)
+    assert not found.cost_estimated
+
+
+def test_a_cost_by_another_speed_than_the_variants_own_is_an_estimate(made: Study, law: Law) -> None:
+    rates = dict.fromkeys(("F0", "F1", "F3"), 5e9)
+    for measured, estimated in ((frozenset({"F0", "F1", "F3"}), False), (frozenset[str](), True)):
+        found = forecast_budget(law, made, budgets_of(made)[4], **DATA, speed=Speed(rates, measured=measured))
+        assert found.cost_estimated is estimated
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_search_takes_as_long_as_its_plan_says_further_seeds_included(seeds: int, law: Law) -> None:
+    made = study(f"{STUDY}search: {{seeds: {seeds}}}\n".replace("slices: 2", "slices: 2, flops_per_core_second: 5e9"))
+    planned = plan(made, TRAIN_EXAMPLES, 360, 10)
+    budget = planned.budgets[4]
+    speed = speed_of_state(made, StudyState(), planned.cores_per_slice)
+    found = forecast_budget(law, made, budget, **DATA, speed=speed)
+    assert found.trials == budget.runs >= budget.trials + seeds - 1
+    assert found.search_seconds == pytest.approx(planned.budget_seconds(budget))
+    assert found.at_most
+
+
+def test_only_sampler_trend_or_further_seeds_may_take_fewer_trials(law: Law) -> None:
+    for search, fewer in (("sampler: grid", False), ("sampler: grid, seeds: 2", True), ("sampler: trend", True)):
+        made = study(f"{STUDY}search: {{{search}}}\n")
+        assert forecast_budget(law, made, budgets_of(made)[4], **DATA).at_most is fewer
 
 
 def test_without_a_speed_the_cost_is_not_known(made: Study, law: Law) -> None:
@@ -121,6 +148,13 @@ def test_a_law_of_too_few_budgets_still_says_what_to_train(tmp_path: Path, made:
 def test_budgets_that_were_not_searched_come_next(made: Study, records: list[Record]) -> None:
     (found,) = next_budgets(made, StudyState.of(records), amounts_in_flops(made))
     assert (found.label, found.amount) == ("1.6e11 FLOPs", 1.6e11)
+
+
+def test_a_budget_that_is_still_being_searched_comes_next(made: Study, records: list[Record]) -> None:
+    open_again = StudyState.of(record for record in records if record.get("budget") != "8e10 FLOPs" or
+                               record.event != "budget_closed")  # fmt: skip
+    found = next_budgets(made, open_again, amounts_in_flops(made))
+    assert [each.label for each in found] == ["8e10 FLOPs", "1.6e11 FLOPs"]
 
 
 def test_after_the_last_budget_comes_one_by_the_studys_own_spacing(records: list[Record]) -> None:

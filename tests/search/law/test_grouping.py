@@ -102,3 +102,67 @@ def test_a_run_that_diverged_belongs_to_the_cells_of_its_budget() -> None:
     runs = [Run(1e18, 3.0, learning_rate=0.4, variant="F0", budget=name) for name in ("a", "b")]
     cells = cells_of(budgets_of(runs)[0], [Run(1e18, math.inf, learning_rate=0.8, variant="F0", budget="b")])
     assert {cell.budget: cell.diverged for cell in cells} == {"a": (), "b": (0.8,)}
+
+
+@pytest.mark.parametrize("level", [1.0, 1.005, 0.9995])
+def test_runs_alike_are_repeats_wherever_rounding_would_cut_between_them(level: float) -> None:
+    runs = [
+        Run(c, loss, 1e6, c / 6e6, 0.4, "F0", seed=seed)
+        for seed, (off, loss) in enumerate(((0.9998, 3.8), (1.0, 4.0), (1.0002, 4.2)))
+        for c in [level * 1e18 * off]
+    ]
+    (budget,), _ = budgets_of(runs)
+    assert budget.seeds == 3
+    assert budget.loss == pytest.approx((3.8 * 4.0 * 4.2) ** (1 / 3))
+    assert len(cells_of([budget])) == 1
+
+
+def test_flops_that_differ_by_a_thousandth_leave_cells_and_their_rates_whole() -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        Run(c, 3.0, size, c / 6 / size, rate, f"{size:g}", seed=seed)
+        for flops in (1e18, 3e18, 1e19)
+        for size in (1e6, 2e6, 4e6)
+        for rate in (0.1, 0.2, 0.4)
+        for seed in range(3)
+        for c in [flops * (1 + 0.001 * rng.standard_normal())]
+    ]
+    cells = cells_of(budgets_of(runs)[0])
+    assert len(cells) == 9
+    assert {tuple(setting.seeds for setting in cell.tried) for cell in cells} == {(3, 3, 3)}
+
+
+def test_a_learning_rate_in_single_precision_is_the_same() -> None:
+    (setting,) = settings_of([Run(1e18, 3.0, learning_rate=rate) for rate in (0.1, float(np.float32(0.1)))])
+    assert setting.seeds == 2
+    assert len(settings_of([Run(1e18, 3.0, learning_rate=rate) for rate in (0.1, 0.101)])) == 2
+
+
+def test_values_that_follow_each_other_closely_over_a_long_way_are_each_themselves() -> None:
+    runs = [Run(1e18, 3.0, epochs=float(count), learning_rate=0.4) for count in range(200, 300)]
+    assert len(settings_of(runs)) == 100
+    assert [setting.seeds for setting in settings_of([*runs, runs[7]])].count(2) == 1
+
+
+def test_runs_are_told_apart_alike_in_any_order() -> None:
+    rng = np.random.default_rng(1)
+    runs = [Run(1e18 * (1 + 0.003 * rng.standard_normal()), 3.0, 1e6, 1e9, 0.1 * (1 + k % 3)) for k in range(30)]
+    there, back = settings_of(runs), settings_of(runs[::-1])
+    assert sorted(setting.log_losses for setting in there) == sorted(setting.log_losses for setting in back)
+
+
+@pytest.mark.parametrize("budget", [None, "1e18 FLOPs"])
+def test_a_setting_that_diverged_with_a_seed_stands_for_nothing_while_another_did_not(budget: str | None) -> None:
+    runs = [
+        Run(1e18, loss, learning_rate=rate, variant="F0", seed=seed, budget=budget)
+        for rate, losses in ((0.1, (3.0, 3.1)), (0.2, (2.9, 2.9)), (0.4, (2.5,)))
+        for seed, loss in enumerate(losses)
+    ]
+    lost = [Run(1e18, math.inf, learning_rate=0.4, variant="F0", seed=1, budget=budget)]
+    (found,), _ = budgets_of(runs, lost)
+    assert (found.loss, found.best.learning_rate) == (pytest.approx(2.9), 0.2)
+    (cell,) = cells_of([found], lost)
+    assert (cell.loss, cell.learning_rate, cell.diverged) == (pytest.approx(2.9), 0.2, (0.4,))
+    assert [setting.run.learning_rate for setting in cell.tried] == [0.1, 0.2]
+    (alone,), _ = budgets_of(runs[-1:], lost)
+    assert alone.loss == 2.5

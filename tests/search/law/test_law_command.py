@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from search import cli
-from tests.search.law.made_up import STUDY, searched, study, table
+from search.budgets import Budget
+from search.law import as_json
+from search.ledger import Ledger, read_ledger
+from tests.search.law.made_up import STUDY, budgets_of, searched, study, table
+from tests.search.ledgers import meter
 
 Called = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +82,120 @@ def test_a_study_begins_with_what_to_train_next(called: Called, a_study: Path) -
     assert "core-hours, ~36 s a trial" in out
 
 
+def begin(budget: Budget, folder: Path, *, loss: float) -> None:
+    """Open a budget in a study's ledger, and let one trial of it finish."""
+    cell = budget.cells[-1]
+    names = ("variant", "epochs", "steps", "flops_per_image", "parameters")
+    with Ledger(str(folder)) as ledger:
+        ledger.append("budget_opened", budget=budget.label, index=budget.index, flops=budget.flops, trials=9,
+                      cells=[{name: getattr(each, name) for name in names} for each in budget.cells])  # fmt: skip
+        ledger.append("trial_suggested", trial="one", budget=budget.label, variant=cell.variant, epochs=cell.epochs,
+                      steps=cell.steps, learning_rate=1.6, seed=0, flops=cell.flops, parameters=cell.parameters,
+                      params={}, batch_size=64)  # fmt: skip
+        spent = meter(cell.flops, cell.steps * 64, cell.flops / 4.5e9)
+        result = {"heldout_loss": loss, "heldout_accuracy": 0.5, "step": cell.steps, "meter": spent}
+        ledger.append("trial_ended", trial="one", outcome="finished", result=result)
+
+
+def test_a_budget_that_is_still_being_searched_is_not_counted_and_comes_next(called: Called, a_study: Path) -> None:
+    """Its best so far is that of one trial at a bad rate: as a budget's best it would turn the law upside down."""
+    words = ("law", str(a_study), "--bootstraps", "200")
+    before = json.loads(called(*words, "--json")[1])
+    begin(budgets_of(study())[4], a_study.parent / "runs" / "digits" / "run-1", loss=2.0)
+    after = json.loads(called(*words, "--json")[1])
+    assert (before.pop("still_searched"), after.pop("still_searched")) == ([], ["1.6e11 FLOPs"])
+    assert (after["plain"], after["budgets"]) == (before["plain"], before["budgets"])
+    assert after["next_budgets"][0]["loss"] == before["next_budgets"][0]["loss"]
+    out = called(*words)[1]
+    assert out.startswith("1.6e11 FLOPs: train F0 for 22.8 epochs at learning rate 0.4")
+    assert "1.6e11 FLOPs is still being searched: the law and its forecasts do not count it" in out
+
+
+def test_before_a_budget_is_closed_there_is_no_law_but_the_rates_that_were_tried(called: Called, a_study: Path) -> None:
+    ledger = a_study.parent / "runs" / "digits" / "run-1" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    closed = next(place for place, line in enumerate(lines) if "budget_closed" in line)
+    ledger.write_text("".join(lines[:closed]))
+    status, out, err = called("law", str(a_study), "--bootstraps", "200")
+    assert (status, err) == (0, "")
+    assert "No law: 1 budget given" in out
+    assert "Best learning rates" in out
+
+
+def at_speeds(folder: Path, **flops_per_second: float) -> None:
+    """Let the trials of a study's ledger have trained at these speeds, by variant."""
+    records, variants = read_ledger(str(folder)), {}
+    (folder / "ledger.jsonl").unlink()
+    with Ledger(str(folder)) as ledger:
+        for record in records:
+            if record.event == "trial_suggested":
+                variants[record["trial"]] = (record["variant"], record["flops"], record["steps"])
+            elif record.event == "trial_ended":
+                variant, flops, steps = variants[record["trial"]]
+                record["result"]["meter"] = meter(flops, steps * 64, flops / flops_per_second[variant] / 0.9)
+            ledger.append(record.event, **record.fields)
+
+
+@pytest.mark.parametrize("slow", ["F0", "F3"])
+def test_core_hours_are_what_the_recommended_run_costs_however_fast_variants_train(
+    called: Called, a_study: Path, slow: str
+) -> None:
+    at_speeds(a_study.parent / "runs" / "digits" / "run-1", **({"F0": 4.5e9, "F1": 4.5e9, "F3": 4.5e9} | {slow: 1e9}))
+    words = ("--budget", "0.01 core-hours", "--json", "--bootstraps", "200")
+    (found,) = json.loads(called("law", str(a_study), *words)[1])["next_budgets"]
+    assert found["core_hours"] == pytest.approx(0.01, rel=0.02)
+    speed = 1e9 if found["variant"] == slow else 4.5e9
+    assert found["flops"] == pytest.approx(0.01 * 3600 * speed)
+    assert found["trials"] == 6  # of all three variants, by sampler tpe, with which that ledger was begun
+    assert found["search_seconds"] == pytest.approx(3 * 0.01 * 3600 / 0.9, rel=0.05)
+
+
+def test_a_cost_that_is_not_the_amount_asked_for_is_noted(called: Called, a_study: Path) -> None:
+    """Where the study says what a core-hour is, an amount means what it would mean among the study's budgets."""
+    at_speeds(a_study.parent / "runs" / "digits" / "run-1", F0=1e9, F1=1e9, F3=1e9)
+    words = ("law", str(a_study), "--budget", "0.01 core-hours", "--bootstraps", "200")
+    assert "core-hours, not 0.01" not in called(*words)[1]
+    a_study.write_text(a_study.read_text().replace("slices: 2", "slices: 2, flops_per_core_second: 3e9"))
+    assert "note: a run of F0 costs 0.0300 core-hours, not 0.01" in called(*words)[1]
+
+
+def test_a_loss_that_does_not_fall_is_not_said_to(called: Called, tmp_path: Path) -> None:
+    for losses, said in (
+        ((4, 3.2, 2.5, 2.0, 1.6), ""),
+        ((2, 2.12, 2.2, 2.32, 2.4), "the loss rises with compute"),
+        ((2, 2.12, 1.9, 2.12, 1.9), "may be zero by its interval"),
+    ):
+        lines = [f"1e{18 + place},{loss}" for place, loss in enumerate(losses)]
+        (tmp_path / "runs.csv").write_text("\n".join(["flops,loss", *lines]))
+        out = called("law", "runs.csv", "--forecast", "1e24", "--bootstraps", "200")[1]
+        assert (f"Loss {'goes' if said else 'falls'} with compute as") in out
+        assert ("Note:" in out) == bool(said)
+        assert said in out
+
+
+def test_tabs_are_read_too_and_a_budget_column_with_gaps_is_not_used(called: Called, tmp_path: Path) -> None:
+    lines = [f"1e{18 + place}\t{4 - 0.5 * place}\t{'b' if place else ''}" for place in range(5)]
+    (tmp_path / "runs.tsv").write_text("\n".join(["flops\tloss\tbudget", *lines]))
+    status, out, err = called("law", "runs.tsv", "--bootstraps", "200")
+    assert (status, err) == (0, "")
+    assert "Note: 1 runs have no budget" not in out
+    assert "1 of 5 runs has no budget, so the names of the others are not used" in out
+
+
+def test_every_key_of_the_json_is_told(called: Called, a_study: Path) -> None:
+    out = called("law", str(a_study), "--json", "--forecast", "1e13", "--leave-out", "1", "--bootstraps", "200")[1]
+    found = json.loads(out)
+    del found["next_budgets"]  # told in a class of its own
+
+    def keys(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value) | set().union(*map(keys, value.values()))
+        return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+    told = str(as_json.__doc__)
+    assert sorted(key for key in keys(found) if not key.endswith(("_low", "_high")) and key not in told) == []
+
+
 def test_a_studys_budget_may_be_in_core_hours_even_in_thousands(called: Called, a_study: Path) -> None:
     words = ("--budget", "0.01 core-hours", "--budget", "110k core-hours", "--json", "--bootstraps", "200")
     status, out, err = called("law", str(a_study), *words)
@@ -111,6 +229,7 @@ def test_a_study_that_was_not_searched_is_told(called: Called, tmp_path: Path) -
         (("{csv}", "--leave-out=x"), "Invalid value for '--leave-out'"),
         (("{csv}", "--budget", "2e15 FLOPs"), "--budget: '2e15 FLOPs' given for"),
         (("{csv}", "--bootstraps", "5"), "bootstraps: 5 given; allowed: 100 or more"),
+        (("{csv}", "--bootstraps", "100001"), "--bootstraps: 100001 given; allowed: up to 100000"),
         (("{csv}", "--leave-out", "99"), "--leave-out: 99 given; allowed: up to 1, for "),
         (("{csv}", "--leave-out", "99"), " has 4 budgets, and a law needs 3 of them"),
         (("{csv}", "--leave-out", "2"), "--leave-out: 2 given; allowed: up to 1, for "),

@@ -77,7 +77,7 @@ def test_intervals_of_the_optimum_hold_what_they_say() -> None:
     for _ in range(trials):
         best = 0.4 * 2 ** rng.uniform(-0.5, 0.5)
         noisy = {rate: loss * math.exp(0.008 * rng.standard_normal()) for rate, loss in valley(best).items()}
-        found = optimum_of(noisy, Scatter(0.008, 30, "known")).optimum
+        found = optimum_of(noisy, Scatter(0.008, 30)).optimum
         hits += found is not None and found.low <= best <= found.high
     assert binom.cdf(hits, trials, 0.95) > 0.001, hits
 

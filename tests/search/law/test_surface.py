@@ -145,6 +145,13 @@ def test_what_the_runs_cannot_tell_is_refused_with_the_reason() -> None:
     assert "over a factor of 1.5" in refusal(table(BUDGETS, (1e5, 1.2e5, 1.5e5), rates=ONE_RATE))
     together = [Run(150 * n * 10 * n, 3 - k / 10, n, 10 * n) for k, n in enumerate(np.geomspace(1e5, 1e8, 9).tolist())]
     assert "change together" in refusal(RunTable("frontier", tuple(together)))
+    assert refusal(table(BUDGETS[:1], SIZES[:1], rates=ONE_RATE)).startswith("1 cell (size and examples) given")
+
+
+def test_a_budget_of_one_size_has_no_parabola() -> None:
+    iso = fit_law(table(BUDGETS, SIZES[:1], rates=ONE_RATE), bootstraps=100).iso_compute
+    assert isinstance(iso, IsoCompute)
+    assert {curve.minimum for curve in iso.curves} == {Refused("1 size; a parabola needs at least 3")}
 
 
 def refusal(runs: RunTable) -> str:

@@ -111,6 +111,24 @@ def test_all_cells_count_where_no_learning_rate_is_told_or_none_has_tried_two() 
         assert (len(tuning.cells), tuning.left_out, tuning.corrected, tuning.text) == (16, (), 0, "")
 
 
+def test_rates_rounded_elsewhere_are_no_steps_of_the_grid_and_no_neighbours() -> None:
+    cells = [cell_of({rate * off: 2 for rate in (0.1, 0.3, 0.9)}) for off in (1, 1 + 3e-5, 1 - 4e-5)]
+    assert math.exp(grid_step(cells)) == pytest.approx(3, rel=1e-3)
+    assert not bracketed(cell_of({0.2: 2.1, 0.4: 2.0}, [0.40001]), STEP)
+
+
+def test_where_no_cell_is_tuned_that_is_the_reason() -> None:
+    runs = [
+        replace(run, learning_rate=0.1 * 2**k) for k, run in enumerate(table(BUDGETS, SIZES[:2], rates=(0.6, 1.2)).runs)
+    ]
+    law = fit_law(RunTable("x", tuple(runs)), bootstraps=100)
+    assert law.tuning.cells == ()
+    for part in (law.surface, law.iso_compute):
+        assert isinstance(part, Refused)
+        assert part.reason.startswith("no cell is left to compare; ")
+        assert "8 of 8 cells are left out, as their learning rate is not tuned" in part.reason
+
+
 def test_two_cells_with_two_rates_are_no_valley_and_nothing_to_compare() -> None:
     cells = [cell_of({0.2: 2.1, 0.4: 2.0}), cell_of({0.2: 2.1, 0.4: 2.0})]
     assert fit_valley(cells) is None
