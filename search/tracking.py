@@ -22,7 +22,7 @@ from search.ledger import Record
 from search.tracked_runs import STUDY_KEY, TrackedRun, TrackedStudy, budget_key
 from search.tracking_errors import is_outage, is_refusal
 from search.tracking_server import RemoteRun, Server
-from search.tracking_uri import TrackingError, check_uri, reason_of, shown
+from search.tracking_uri import TrackingError, check_uri, reason_of, shown, without_passwords
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ class _Mirror:
                 continue
             self.tracked.apply(item)
             if item.event == "study_opened":
-                self._artifacts[STUDY_KEY, Path(item["study_path"]).name] = item["study_file"].encode()
+                text = without_passwords(item["study_file"])  # which old ledgers have
+                self._artifacts[STUDY_KEY, Path(item["study_path"]).name] = text.encode()
 
     def flush(self) -> None:
         """Bring every run up to date. Raises what MLflow raises when the server does not answer."""

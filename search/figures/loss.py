@@ -62,7 +62,7 @@ class LossVsCompute:
     All are in order of compute; `variants` are in order of depth. `untuned` are the bests of cells whose learning rate
     the law calls not tuned; `best` those of the others. `law` is the line that forecasts lie on, averaged over floors,
     with its intervals, up to the last of the `forecasts`; None where the law has not been fitted or the data cannot
-    say. `confidence` is that of the intervals.
+    say. It is from budgets of up to `law_flops`. `confidence` is that of the intervals.
     """
 
     study: str
@@ -74,6 +74,7 @@ class LossVsCompute:
     untuned: tuple[Point, ...] = ()
     law: Curve | None = None
     forecasts: tuple[LossForecast, ...] = ()
+    law_flops: float = math.nan
     confidence: float = math.nan
 
 
@@ -101,6 +102,7 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
         untuned=tuple(point for point, untuned in bests if untuned),
         law=line,
         forecasts=ahead,
+        law_flops=math.nan if law is None or not law.budgets else law.budgets[-1].flops,
         confidence=math.nan if law is None else law.confidence,
     )
 
@@ -161,8 +163,7 @@ def _draw_law(axes: Axes, data: LossVsCompute) -> None:
     if law is None:
         plot(axes, data.frontier, color="black", linewidth=4.5, solid_capstyle="round", zorder=3)
         return
-    last = data.frontier[-1].flops
-    known = [index for index, flops in enumerate(law.flops) if flops <= last * 1.001]
+    known = [index for index, flops in enumerate(law.flops) if flops <= data.law_flops * 1.001]
     ahead = range(known[-1], len(law.flops))
     axes.fill_between(law.flops, law.run_low, law.run_high, color=_LAW, alpha=0.13, linewidth=0, zorder=1)
     axes.plot([law.flops[k] for k in known], [law.loss[k] for k in known], color=_LAW, linewidth=3, zorder=3)

@@ -27,8 +27,8 @@ not allow `{"refused": "why"}`, what is not known null.
     learning_rate_trend         {size, size_exponent, duration, duration_exponent, at_reference, reference_size,
                                 reference_duration, cells, residual_log_sd}
     held_out                    {rows: [{label, flops, loss, predicted, error, inside}]}, or null
-    forecasts                   [{flops, loss (interval of the best run), law (interval of the law), beyond}], averaged
-                                over forms
+    forecasts                   [{flops, loss (interval of the best run), law (interval of the law), beyond, note}],
+                                averaged over forms
     next_budgets                of a study: see `search.law.forecast.BudgetForecast`
 """
 

@@ -212,7 +212,9 @@ def _held_out(
         return Refused(f"without {largest} of {len(budgets)} budgets: {forms.reason}")
     rows = []
     for budget in left:
-        predicted = forms.forecast(budget.flops).loss
+        forecast = forms.forecast(budget.flops)
+        assert isinstance(forecast, LossForecast), "it is larger than those that are left"
+        predicted = forecast.loss
         rows.append(
             HeldOutRow(
                 budget.label,

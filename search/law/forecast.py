@@ -168,6 +168,8 @@ def forecast_budget(
         None if row is None else row.epochs,
         None, None, None, None, None, (),
     )  # fmt: skip
+    if not isinstance(loss, Refused) and loss.note:
+        notes.append(loss.note)
     if not isinstance(loss, Refused) and isinstance(law.straightness, Refused):
         notes.append(f"whether the loss bends towards a floor cannot be told ({law.straightness.reason})")
     if isinstance(bought, Refused):

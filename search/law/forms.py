@@ -29,6 +29,8 @@ BUDGETS_NEEDED: Final = {"plain": 3, "saturating": 4}
 RANGE_NEEDED: Final = {"plain": 4.0, "saturating": 8.0}
 """Largest over smallest FLOPs: over less, a slope is mostly noise; over a little more, a bend is."""
 SIGNIFICANT: Final = 0.05
+_WHOLE_STEPS: Final = 0.95  # budgets miss their label by a part of a step
+_BELOW: Final = 0.1  # of the smallest budget: under it, losses come near that of a guess, which no power law knows
 _ROUNDING: Final = 1e-9  # of ln L
 
 
@@ -58,12 +60,14 @@ class LossForecast:
         loss: of the best run of a search like those that the law is from; the interval is that of this one run.
         law: the interval of the law alone.
         beyond: the budget over the largest that the law is from (below one: within).
+        note: what is to be said of a budget so far away; "" of one that is near.
     """
 
     flops: float
     loss: Estimate
     law: Estimate
     beyond: float
+    note: str = ""
 
 
 def fit_forms(
@@ -89,7 +93,12 @@ def fit_forms(
     averaged = average(points, weights, noise, bootstraps=bootstraps, rng=rng)
     bent = isinstance(straight, Straightness) and straight.chosen == "saturating" and isinstance(saturating, PowerLaw)
     chosen = saturating if bent and isinstance(saturating, PowerLaw) else plain
-    return plain, saturating, straight, Forms(chosen, averaged, float(points.flops.max()), confidence)
+    return (
+        plain,
+        saturating,
+        straight,
+        Forms(chosen, averaged, float(points.flops.min()), float(points.flops.max()), confidence),
+    )
 
 
 def _why_not(form: Form, points: Points) -> Refused | None:
@@ -98,7 +107,7 @@ def _why_not(form: Form, points: Points) -> Refused | None:
         had = "1 budget" if count == 1 else f"{count} budgets"
         return Refused(f"{had} given; {name} needs at least {BUDGETS_NEEDED[form]}; search more budgets")
     span = float(points.flops.max() / points.flops.min())
-    if span < RANGE_NEEDED[form] * (1 - 1e-6):
+    if span < RANGE_NEEDED[form] * _WHOLE_STEPS:
         return Refused(
             f"the budgets span a factor of {span:.3g} in FLOPs; {name} needs at least {RANGE_NEEDED[form]:g}; "
             "search a smaller or a larger budget"
@@ -145,11 +154,17 @@ class Forms:
 
     chosen: PowerLaw
     averaged: Averaged
+    smallest_flops: float
     largest_flops: float
     confidence: float
 
-    def forecast(self, flops: float) -> LossForecast:
-        """The loss at a budget, see `LossForecast`."""
+    def forecast(self, flops: float) -> LossForecast | Refused:
+        """The loss at a budget, see `LossForecast`; refused far below the smallest one."""
+        if flops < _BELOW * self.smallest_flops:
+            return Refused(
+                f"{flops:.3g} FLOPs are less than a tenth of the smallest budget, {self.smallest_flops:.3g}; a power "
+                "law says nothing there"
+            )
         draws, deviations = self.averaged.loss_draws(np.array([flops])), self.averaged.deviation_draws()
         run = np.log(draws[:, 0]) + deviations * _normal(len(draws))
         value = self.averaged.loss(flops)
@@ -158,6 +173,16 @@ class Forms:
             estimate(value, np.exp(run), self.confidence),
             estimate(value, draws[:, 0], self.confidence),
             flops / self.largest_flops,
+            self._far(flops),
+        )
+
+    def _far(self, flops: float) -> str:
+        reach, beyond = self.largest_flops / self.smallest_flops, flops / self.largest_flops
+        if beyond <= reach:
+            return ""
+        return (
+            f"the budgets reach over a factor of {reach:.3g} in FLOPs, and this one lies {beyond:.3g} times further: "
+            "the interval holds only if the law goes on as it is"
         )
 
     def curve(self, flops: Sequence[float]) -> Curve:

@@ -142,7 +142,7 @@ def _forecast_line(forecast: LossForecast | Refused, law: Law) -> str:
         return f"No forecast: {forecast.reason}"
     return (
         f"At {scientific(forecast.flops, 3)} FLOPs: held-out loss {interval(forecast.loss)}, "
-        f"{number(forecast.beyond)} x the largest budget"
+        f"{number(forecast.beyond)} x the largest budget{f'; {forecast.note}' if forecast.note else ''}"
     )
 
 

@@ -24,6 +24,7 @@ from search.figures import (
     read_rates_vs_epochs,
 )
 from search.figures.album import album
+from search.foretold import closed_only
 from search.formats import number
 from search.law import Law, Refused, fit_law, runs_of_state
 from search.ledger import Record
@@ -64,6 +65,16 @@ def test_without_a_forecast_it_ends_at_the_largest_budget(study: tuple[StudyStat
     data = loss_vs_compute_data(*study)
     assert data.law is not None
     assert math.isclose(data.law.flops[-1], data.frontier[-1].flops)
+
+
+def test_the_line_is_solid_as_far_as_the_law_knows_and_not_to_a_budget_that_is_still_searched(
+    study: tuple[StudyState, Law],
+) -> None:
+    state, law = study
+    assert loss_vs_compute_data(state, law).law_flops == law.budgets[-1].flops
+    smaller = closed_only(state, below=BUDGETS[-1])
+    data = loss_vs_compute_data(state, fit_law(runs_of_state(smaller), bootstraps=100))
+    assert data.law_flops == law.budgets[-2].flops < data.frontier[-1].flops
 
 
 def test_a_law_that_refuses_leaves_the_frontier_alone() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,20 @@ def test_feeding_and_syncing_again_change_nothing(
         assert (again.created, again.updated, again.points, again.refused) == (0, 0, 0, {})
     show(records, storage)
     assert essence(contents(uri)) == essence(whole)
+
+
+def test_the_study_file_is_kept_without_the_passwords_that_old_ledgers_have_in_it(
+    records: list[Record], storage: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    text = "tracking: {uri: 'http://alice:hunter2@mlflow.example:5000'}"
+    old = replace(records[0], fields=records[0].fields | {"study_file": text})
+    uri, root = default_uri(storage)
+    sync([old, *records[1:]], uri, artifact_root=root)
+    (run,) = [run for run in contents(uri).values() if run["tags"]["kind"] == "study"]
+    kept = MlflowClient(uri).download_artifacts(run["id"], next(n for n in run["files"] if n.endswith(".yaml")))
+    assert Path(kept).read_text() == "tracking: {uri: 'http://mlflow.example:5000'}"
 
 
 def test_values_that_are_there_already_are_not_doubled_when_the_mark_is_lost(

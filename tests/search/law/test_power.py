@@ -211,3 +211,21 @@ def test_intervals_widen_beyond_the_budgets_and_hold_the_curve() -> None:
     forecast = forms.forecast(1e21)
     assert forecast.loss.value == curve.loss[1]
     assert forecast.beyond == pytest.approx(10)
+
+
+def test_a_forecast_says_where_it_is_further_away_than_the_budgets_reach_and_where_there_is_none() -> None:
+    rng = np.random.default_rng(5)
+    flops = np.geomspace(1e18, 1e20, 5)
+    forms = forms_of(flops, losses(flops, 0, 2.5, 0.15) * np.exp(0.01 * rng.standard_normal(5)))
+
+    def note(at: float) -> str:
+        forecast = forms.forecast(at)
+        return forecast.reason if isinstance(forecast, Refused) else forecast.note
+
+    assert [note(at) for at in (2e17, 3e19, 9e21)] == ["", "", ""]
+    assert "reach over a factor of 100 in FLOPs, and this one lies 200 times further" in note(2e22)
+    assert "less than a tenth of the smallest budget, 1e+18; a power law says nothing there" in note(9e16)
+
+
+def test_budgets_that_miss_the_range_by_a_part_of_a_step_are_enough() -> None:
+    assert refused([1e18, 2e18, 4e18, 7.7e18], [3, 2.5, 2, 1.9]) == ("", "")
