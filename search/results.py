@@ -269,12 +269,13 @@ def _forecast_table(state: StudyState, console: Console) -> Table | None:
     for budget in ordered_budgets(state):
         if (score := score_of(budget)) is None:
             continue
+        off = f"{'+' if score.error > 0 else ''}{number(100 * score.error, 2, trim=True)} %"
         cells = {
             "budget": budget.label,
             "forecast": number(score.predicted),
             "interval": f"{number(score.low)} to {number(score.high)}",
             "came out": number(score.actual),
-            "off by": f"{100 * score.error:+.3g} %, {'inside' if score.inside else 'outside'}",
+            "off by": f"{off}, {'inside' if score.inside else 'outside'}",
             "recommended": f"{score.variant or MISSING} at {number(score.learning_rate, trim=True)}",
             "was best": f"{score.best_variant} at {number(score.best_learning_rate, trim=True)}",
         }
