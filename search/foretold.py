@@ -73,9 +73,23 @@ def closed_only(state: StudyState, below: float = math.inf) -> StudyState:
     return StudyState(state.opened, budgets, trials)
 
 
+def counted_only(state: StudyState) -> StudyState:
+    """The part of a study that its law is fitted to: its closed budgets. Before one is closed with a finished trial the
+    smallest that has one is counted, too: no law, but its learning rates.
+    """
+    closed = closed_only(state)
+    begun = [budget for budget in state.budgets.values() if budget.best is not None]
+    if not begun or any(budget.closed for budget in begun):
+        return closed
+    first = min(begun, key=lambda budget: budget.flops)
+    trials = {name: trial for name, trial in state.trials.items() if trial.budget == first.label}
+    return StudyState(state.opened, {**closed.budgets, first.label: first}, {**closed.trials, **trials})
+
+
 def still_searched(state: StudyState) -> tuple[str, ...]:
-    """The budgets that laws and forecasts leave out for that, of those with a finished trial, the smallest first."""
-    waited = [budget for budget in state.budgets.values() if not budget.closed and budget.best is not None]
+    """The budgets that are not counted for that, of those with a finished trial, the smallest first."""
+    counted = counted_only(state).budgets
+    waited = [known for label, known in state.budgets.items() if label not in counted and known.best is not None]
     return tuple(budget.label for budget in sorted(waited, key=lambda budget: budget.flops))
 
 

@@ -14,7 +14,7 @@ from statistics import harmonic_mean
 from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops
-from search.foretold import closed_only, not_counted, still_searched
+from search.foretold import counted_only, not_counted, still_searched
 from search.formats import number
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
@@ -103,15 +103,8 @@ def show_law(
 
 
 def counted_runs(state: StudyState, source: str = "study") -> RunTable:
-    """The runs that a study's law is fitted to: those of its closed budgets. Before one is closed with a finished trial
-    they are those of the smallest that has one: no law, but its learning rates.
-    """
-    table = runs_of_state(closed_only(state), source)
-    if table.runs or not (labels := still_searched(state)):
-        return table
-    first = state.budgets[labels[0]]
-    trials = {trial.trial_id: trial for trial in first.trials}
-    return runs_of_state(StudyState(state.opened, {first.label: first}, trials), source)
+    """The runs that a study's law is fitted to, see `search.foretold.counted_only`."""
+    return runs_of_state(counted_only(state), source)
 
 
 def study_forecasts(

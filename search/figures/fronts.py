@@ -15,7 +15,8 @@ from search.figures.marks import (
     set_log_ticks,
     titled_figure,
 )
-from search.figures.trials import can_be_shown, study_name
+from search.figures.trials import can_be_shown, so_far, study_name
+from search.foretold import still_searched
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis
 from search.results import ordered_budgets
@@ -39,11 +40,14 @@ class Front:
 
 @dataclass(frozen=True, slots=True)
 class ParetoFronts:
-    """The fronts of the budgets that were searched for the `objective` (with its unit); empty where none was."""
+    """The fronts of the budgets that were searched for the `objective` (with its unit); empty where none was. Those of
+    `searched` ones may still change.
+    """
 
     study: str
     objective: str
     fronts: tuple[Front, ...]
+    searched: tuple[str, ...] = ()
 
 
 def pareto_fronts_data(state: StudyState) -> ParetoFronts:
@@ -60,23 +64,24 @@ def pareto_fronts_data(state: StudyState) -> ParetoFronts:
         trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in priced if can_be_shown(trial))
         if trials:
             fronts.append(Front(budget.label, trials, tuple(pareto_front(priced, costs))))
-    return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts))
+    return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts), still_searched(state))
 
 
 def read_pareto_fronts(data: ParetoFronts) -> str:
     """The figure in one sentence."""
     if not data.fronts:
         return "No budget with a second objective has a finished trial yet."
-    last = data.fronts[-1]
+    last = next((front for front in reversed(data.fronts) if front.budget not in data.searched), data.fronts[-1])
+    where = f"At {so_far(last.budget, data.searched)}"
     if len(last.front) == 1:
         costs = [cost for cost, _ in last.trials]
         if max(costs) <= min(costs) * (1 + SAME_COST) and len(set(costs)) > 1:
-            alike = f"At {last.budget} all variants take as many {data.objective}, within {100 * SAME_COST:g} %"
+            alike = f"{where} all variants take as many {data.objective}, within {100 * SAME_COST:g} %"
             return f"{alike}; {last.front[0].variant} has the lowest loss."
-        return f"At {last.budget}, {last.front[0].variant} has both the lowest loss and the fewest {data.objective}."
+        return f"{where}, {last.front[0].variant} has both the lowest loss and the fewest {data.objective}."
     cheap, best = last.front[0], last.front[-1]
     return (
-        f"At {last.budget}, {best.variant} has the lowest loss, {number(best.heldout_loss)}; {cheap.variant} takes "
+        f"{where}, {best.variant} has the lowest loss, {number(best.heldout_loss)}; {cheap.variant} takes "
         f"{number(cheap.cost / best.cost, 2)} times as many {data.objective} at a loss of {number(cheap.heldout_loss)}."
     )
 
@@ -111,6 +116,7 @@ def draw_pareto_fronts(data: ParetoFronts, target: Target) -> None:
         axes.annotate(
             point.variant, place, xytext=(-4, -5), textcoords="offset points", ha="right", va="top", fontsize=10
         )
-    handles = [handle(f.budget, shade, linewidth=2, marker="o") for f, shade in zip(data.fronts, shades, strict=True)]
+    labels = [so_far(front.budget, data.searched) for front in data.fronts]
+    handles = [handle(label, shade, linewidth=2, marker="o") for label, shade in zip(labels, shades, strict=True)]
     legend_below(figure, [*handles, handle("other trials", GREY, alpha=0.5, **DOT)])
     figure.savefig(target)

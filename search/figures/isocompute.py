@@ -32,6 +32,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
+from search.foretold import counted_only
 from search.formats import scientific
 from search.law import Estimate, IsoCurve, Law, Refused
 from search.plotting import budget_colours, log_ticks, set_loss_axis
@@ -66,7 +67,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class IsoComputeCurves:
-    """A `Curve` for each budget with a finished trial, the smallest first. `refusal` says why no minimum is known."""
+    """A `Curve` for each budget that counts (see `search.foretold.counted_only`), the smallest first.
+
+    `refusal` says why no minimum is known.
+    """
 
     study: str
     curves: tuple[Curve, ...]
@@ -79,7 +83,7 @@ def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
     found = Refused("no trial has finished") if law is None else law.iso_compute
     fitted = {} if isinstance(found, Refused) else {curve.budget: curve for curve in found.curves}
     variants, left_out, curves, refusals = variants_of(state), untuned_cells(law), [], []
-    for budget in ordered_budgets(state):
+    for budget in ordered_budgets(counted_only(state)):
         points = sorted(cell_bests(variants, ranked(budget)), key=lambda point: point.parameters)
         if not points:
             continue

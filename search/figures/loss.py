@@ -44,6 +44,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
+from search.foretold import still_searched
 from search.formats import number, scientific
 from search.law import Curve, Law, LossForecast, Refused
 from search.plotting import GREY, colours, set_loss_axis
@@ -59,7 +60,8 @@ _FAINT: Final[dict[str, Any]] = {"alpha": 0.4, "markersize": 5.5, "markeredgewid
 class LossVsCompute:
     """Every finished trial, the `best` of each cell, the `frontier` (best of each budget), and the diverged trials.
 
-    All are in order of compute; `variants` are in order of depth. `untuned` are the bests of cells whose learning rate
+    Budgets that are still being `searched` are in neither the cells nor the frontier, for their bests may change. All
+    are in order of compute; `variants` are in order of depth. `untuned` are the bests of cells whose learning rate
     the law calls not tuned; `best` those of the others. `law` is the line that forecasts lie on, averaged over floors,
     with its intervals, up to the last of the `forecasts`; None where the law has not been fitted or the data cannot
     say. It is from budgets of up to `law_flops`. `confidence` is that of the intervals.
@@ -76,6 +78,7 @@ class LossVsCompute:
     forecasts: tuple[LossForecast, ...] = ()
     law_flops: float = math.nan
     confidence: float = math.nan
+    searched: tuple[str, ...] = ()
 
 
 def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: Sequence[float] = ()) -> LossVsCompute:
@@ -83,13 +86,15 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
     with a `law` its line, its interval, and what it forecasts for budgets of so many FLOPs.
     """
     variants, budgets = variants_of(state), ordered_budgets(state)
-    points_of = [ranked(budget) for budget in budgets]
+    searched = still_searched(state)
+    counted = [budget for budget in budgets if budget.label not in searched]
+    points_of = [ranked(budget) for budget in counted]
     frontier = tuple(points[0] for points in points_of if points)
     line, ahead = _law_line(law, frontier, forecasts) if law is not None and frontier else (None, ())
     left_out = untuned_cells(law)
     bests = [
         (point, (budget.label, point.variant) in left_out)
-        for budget, points in zip(budgets, points_of, strict=True)
+        for budget, points in zip(counted, points_of, strict=True)
         for point in cell_bests(variants, points)
     ]
     return LossVsCompute(
@@ -104,6 +109,7 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
         forecasts=ahead,
         law_flops=math.nan if law is None or not law.budgets else law.budgets[-1].flops,
         confidence=math.nan if law is None else law.confidence,
+        searched=searched,
     )
 
 
@@ -119,7 +125,14 @@ def _law_line(
 
 
 def read_loss_vs_compute(data: LossVsCompute) -> str:
-    """The figure in one sentence."""
+    """The figure in one sentence, and another where a budget is still being searched."""
+    if not data.searched:
+        return _read(data)
+    are, there = ("is", "it has") if len(data.searched) == 1 else ("are", "they have")
+    return f"{_read(data)} {', '.join(data.searched)} {are} still being searched: {there} dots alone."
+
+
+def _read(data: LossVsCompute) -> str:
     if not data.frontier:
         return "No trial has finished yet."
     first, last = data.frontier[0], data.frontier[-1]

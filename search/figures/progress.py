@@ -24,7 +24,8 @@ from search.figures.marks import (
     set_log_ticks,
     titled_figure,
 )
-from search.figures.trials import can_be_shown, study_name
+from search.figures.trials import can_be_shown, so_far, study_name
+from search.foretold import still_searched
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis, style_axes
 from search.points import Points
@@ -67,16 +68,18 @@ class BudgetProgress:
 
 @dataclass(frozen=True, slots=True)
 class SearchProgress:
-    """The budgets with an ended trial, the smallest first."""
+    """The budgets with an ended trial, the smallest first; `searched` are those whose bests may still change."""
 
     study: str
     budgets: tuple[BudgetProgress, ...]
+    searched: tuple[str, ...] = ()
 
 
 def search_progress_data(state: StudyState) -> SearchProgress:
     """The best loss so far of each budget, trial by trial."""
     budgets = (_progress(budget) for budget in ordered_budgets(state))
-    return SearchProgress(study_name(state), tuple(budget for budget in budgets if budget.steps))
+    shown = tuple(budget for budget in budgets if budget.steps)
+    return SearchProgress(study_name(state), shown, still_searched(state))
 
 
 def _progress(budget: BudgetState) -> BudgetProgress:
@@ -103,7 +106,7 @@ def _spent(trial: TrialState) -> float:
 
 def read_search_progress(data: SearchProgress) -> str:
     """The figure in one sentence."""
-    known = [budget for budget in data.budgets if budget.found]
+    known = [budget for budget in data.budgets if budget.found and budget.budget not in data.searched]
     places = [budget.found for budget in known]
     if not places:
         return "No trial has finished yet."
@@ -154,7 +157,8 @@ def draw_search_progress(data: SearchProgress, target: Target) -> None:
             _draw_budget(axes, budget, shade, high, hours=index == 1)
     for kind, mark in (("above", "^"), *MARKS.items()):
         _draw_outside(grid, data, shades, high, kind, mark)
-    handles = [handle(b.budget, s, linewidth=2.2) for b, s in zip(data.budgets, shades, strict=True)]
+    labels = [so_far(budget.budget, data.searched) for budget in data.budgets]
+    handles = [handle(label, shade, linewidth=2.2) for label, shade in zip(labels, shades, strict=True)]
     handles += [
         handle("best of the budget", "black", markersize=11, **RING),
         handle("a trial", GREY, **DOT, alpha=_faint(most)),

@@ -34,9 +34,11 @@ from search.figures.trials import (
     of_seeds,
     of_variant,
     ranked,
+    so_far,
     study_name,
     variants_of,
 )
+from search.foretold import still_searched
 from search.formats import number
 from search.plotting import GREY, colours, set_loss_axis, style_axes
 from search.results import ordered_budgets
@@ -61,25 +63,28 @@ class Valley:
 @dataclass(frozen=True, slots=True)
 class LearningRateValleys:
     """A `Valley` for each budget, the smallest first; `variants` are in order of depth. `lost` says that every trial
-    diverged, "" where that is not so.
+    diverged, "" where that is not so; `searched` are the budgets whose bests may still change.
     """
 
     study: str
     variants: tuple[str, ...]
     valleys: tuple[Valley, ...]
     lost: str = ""
+    searched: tuple[str, ...] = ()
 
 
 def learning_rate_valley_data(state: StudyState) -> LearningRateValleys:
     """Held-out loss against learning rate, budget by budget (those with trials)."""
     opened = [budget for budget in ordered_budgets(state) if budget.trials]
     valleys = (Valley(b.label, finished(b), diverged(b), ranked(b)) for b in opened)
-    return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys), all_diverged(state))
+    lost, searched = all_diverged(state), still_searched(state)
+    return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys), lost, searched)
 
 
 def read_learning_rate_valley(data: LearningRateValleys) -> str:
     """The figure in one sentence."""
-    bests = [(valley.budget, valley.best) for valley in data.valleys if valley.best is not None]
+    counted = [valley for valley in data.valleys if valley.budget not in data.searched]
+    bests = [(valley.budget, valley.best) for valley in counted if valley.best is not None]
     if not bests:
         return data.lost or "No trial has finished yet, so no learning rate is known to be better than another."
     (small, first), (large, last) = bests[0], bests[-1]
@@ -128,7 +133,7 @@ def draw_learning_rate_valley(data: LearningRateValleys, target: Target) -> None
     for axes, valley in zip(grid, data.valleys, strict=False):
         style_axes(axes)
         axes.tick_params(labelbottom=True)
-        axes.set_title(valley.budget, fontsize=11)
+        axes.set_title(so_far(valley.budget, data.searched), fontsize=11)
         _draw_valley(axes, valley, shades, high)
         if not valley.finished:
             axes.text(0.5, 0.5, "no finished trial yet", transform=axes.transAxes, ha="center", va="center",

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from search.law.forms import Forms, LossForecast, Straightness, fit_forms
-from search.law.grouping import BudgetRuns, Cell, Noise, budgets_of, cells_of, noise_of
+from search.law.grouping import BudgetRuns, By, Cell, Noise, budgets_of, cells_of, noise_of, told_apart
 from search.law.learning_rates import RateOptimum, RateTrend, rate_optimum, rate_trend
 from search.law.numbers import Estimate, LawError, Refused
 from search.law.optimum import Allocation, IsoCompute, Scatter, closed_form, iso_compute
@@ -124,7 +124,7 @@ def fit_law(
         raise LawError(f"leave-out: {leave_out} given; allowed: 0 or more; 1 predicts the largest budget")
     if seed < 0:
         raise LawError(f"seed: {seed} given; allowed: 0 or more")
-    budgets, grouped = budgets_of(table.runs, table.diverged)
+    budgets, by = budgets_of(table.runs, table.diverged)
     cells = cells_of(budgets, table.diverged)
     tuning = tuned_cells(cells)
     noise = noise_of(cells)
@@ -148,7 +148,7 @@ def fit_law(
         runs=table.runs,
         left_out=table.left_out,
         budgets=budgets,
-        grouped=grouped,
+        grouped=told_apart(budgets, by),
         cells=cells,
         tuning=tuning,
         noise=noise,
@@ -162,7 +162,9 @@ def fit_law(
         iso_compute=iso,
         learning_rates=rates,
         rate_trend=rate_trend(rates, cells, bootstraps=bootstraps, confidence=confidence, rng=rngs[4]),
-        held_out=_held_out(budgets, table.diverged, leave_out, bootstraps, confidence, rngs[5]) if leave_out else None,
+        held_out=_held_out(budgets, by, table.diverged, leave_out, bootstraps, confidence, rngs[5])
+        if leave_out
+        else None,
         bootstraps=bootstraps,
         seed=seed,
         confidence=confidence,
@@ -191,6 +193,7 @@ def _scatter(noise: Noise | None, surface: Surface | Refused, plain: PowerLaw | 
 
 def _held_out(
     budgets: Sequence[BudgetRuns],
+    by: By,
     diverged: Sequence[Run],
     count: int,
     bootstraps: int,
@@ -198,13 +201,13 @@ def _held_out(
     rng: np.random.Generator,
 ) -> HeldOut | Refused:
     """Predict the `count` largest budgets from the others, of which nothing later is known: their runs are put into
-    budgets again, for the bins of a cloud, and what stands for each, depend on all runs.
+    budgets again, told apart `by` the same, for the bins of a cloud, and what stands for each, depend on all runs.
     """
     place = max(0, len(budgets) - count)
     runs, left = [run for budget in budgets[:place] for run in budget.runs], budgets[place:]
     forms: Forms | Refused = Refused("no budget is left")
     if runs:
-        kept, _ = budgets_of(runs, diverged)
+        kept, _ = budgets_of(runs, diverged, by=by)
         noise = noise_of(cells_of(kept, diverged))
         *_, forms = fit_forms(kept, noise, bootstraps=bootstraps, confidence=confidence, rng=rng)
     if isinstance(forms, Refused):

@@ -7,7 +7,8 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -28,6 +29,9 @@ _CELL: Final = ("variant", "parameters", "examples", "epochs")
 _ALONE_AT_MOST: Final = 12
 _RUNS_PER_BIN, _BINS_AT_MOST = 5, 20
 _VALLEY: Final = 1.25
+
+By: TypeAlias = Literal["names", "flops", "bins"]
+"""What tells budgets apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,10 @@ class Cell:
     diverged: tuple[float, ...] = ()
 
 
-def budgets_of(runs: Sequence[Run], diverged: Sequence[Run] = ()) -> tuple[tuple[BudgetRuns, ...], str]:
-    """The budgets of runs, rising in FLOPs, and in a few words how they were told apart.
+def budgets_of(
+    runs: Sequence[Run], diverged: Sequence[Run] = (), *, by: By | None = None
+) -> tuple[tuple[BudgetRuns, ...], By]:
+    """The budgets of runs, rising in FLOPs, and by what they were told apart, or are to be, where `by` is given.
 
     Where every run names its budget, by that name. Else runs whose FLOPs follow each other within `NEAR` are of one
     budget, which spans `WIDEST` at most. Where runs hardly repeat FLOPs, or fill them without gaps, they are a cloud
@@ -106,35 +112,53 @@ def budgets_of(runs: Sequence[Run], diverged: Sequence[Run] = ()) -> tuple[tuple
     Where a seed of a setting is among `diverged`, that setting is the best of its budget only if all have such a seed;
     in a bin single runs compete.
     """
-    if all(run.budget is not None for run in runs):
+    groups = _near(runs)
+    by = by or _told_by(runs, groups)
+    if by == "names":
         named: dict[Hashable, list[Run]] = defaultdict(list)
         for run in runs:
             named[_budget_key(str(run.budget))].append(run)
-        return _in_order(
-            [_budget(group[0].budget, group, diverged) for group in named.values()]
-        ), "by the names of their budgets"
+        found = [_budget(group[0].budget, group, diverged) for group in named.values()]
+    elif by == "bins":
+        found = _bins(runs)
+    else:
+        found = [_budget(None, group, diverged) for group in groups]
+    return tuple(sorted(found, key=lambda budget: budget.flops)), by
+
+
+def told_apart(budgets: Sequence[BudgetRuns], by: By) -> str:
+    """How they were, in a few words."""
+    if by == "names":
+        return "by the names of their budgets"
+    if by == "flops":
+        return f"by FLOPs within {NEAR - 1:.0%} of each other"
+    return (
+        f"as {len(budgets)} bins of equal width in log FLOPs (hardly two runs have the same FLOPs), the run farthest "
+        "below the trend of all standing for its bin"
+    )
+
+
+def _near(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs whose FLOPs follow each other within `NEAR`, over `WIDEST` at most."""
     groups: list[list[Run]] = []
-    without_gap = 0
     for run in sorted(runs, key=lambda run: run.flops):
-        near = bool(groups) and run.flops <= NEAR * groups[-1][-1].flops
-        if near and run.flops <= WIDEST * groups[-1][0].flops:
+        if groups and run.flops <= min(NEAR * groups[-1][-1].flops, WIDEST * groups[-1][0].flops):
             groups[-1].append(run)
         else:
             groups.append([run])
-            without_gap += near
+    return groups
+
+
+def _told_by(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> By:
+    """See `budgets_of`."""
+    if all(run.budget is not None for run in runs):
+        return "names"
+    without_gap = sum(after[0].flops <= NEAR * before[-1].flops for before, after in pairwise(groups))
     apart = float(np.median([len(group) for group in groups])) < 2
     compete = len(groups) > _ALONE_AT_MOST and (apart or without_gap > len(groups) / 2)
-    differ = any(getattr(run, name) is not None for run in runs for name in ("parameters", "examples", "variant",
-                                                                             "learning_rate"))  # fmt: skip
-    if compete and (differ or len(groups) > 2 * _BINS_AT_MOST):
-        bins = _bins(runs)
-        return _in_order(bins), (
-            f"as {len(bins)} bins of equal width in log FLOPs (hardly two runs have the same FLOPs), the run farthest "
-            "below the trend of all standing for its bin"
-        )
-    return _in_order(
-        [_budget(None, group, diverged) for group in groups]
-    ), f"by FLOPs within {NEAR - 1:.0%} of each other"
+    names = ("parameters", "examples", "variant", "learning_rate")
+    differ = any(getattr(run, name) is not None for run in runs for name in names)
+    return "bins" if compete and (differ or len(groups) > 2 * _BINS_AT_MOST) else "flops"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,10 +169,6 @@ def _budget_key(name: str) -> Hashable:
     except ValueError:
         return " ".join(name.casefold().split())
     return found.amount, found.unit, found.device
-
-
-def _in_order(budgets: Sequence[BudgetRuns]) -> tuple[BudgetRuns, ...]:
-    return tuple(sorted(budgets, key=lambda budget: budget.flops))
 
 
 def _budget(label: str | None, runs: Sequence[Run], diverged: Sequence[Run]) -> BudgetRuns:

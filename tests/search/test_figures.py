@@ -11,6 +11,7 @@ from search.figures import (
     draw_learning_rate_valley,
     draw_loss_vs_compute,
     draw_search_progress,
+    iso_compute_data,
     learning_rate_valley_data,
     loss_vs_compute_data,
     read_learning_rate_valley,
@@ -20,6 +21,7 @@ from search.figures import (
 )
 from search.figures.marks import titled_figure
 from search.figures.trials import between, size
+from search.foretold import still_searched
 from search.formats import number
 from search.plotting import budget_colours, colours, exactly, log_ticks
 from search.state import StudyState
@@ -261,3 +263,48 @@ def test_an_interval_without_an_end_says_so() -> None:
     assert between(61e3, 1.1e5, size) == "61k to 110k"
     assert between(61e3, 1e300, size) == "61k or more"
     assert between(0.0, math.inf, size) == "any"
+
+
+@pytest.fixture(scope="module")
+def interrupted() -> StudyState:
+    """Two budgets and the first two trials of the third, which are worse than anything before."""
+    records = synthetic_records(trials=9)
+    last = next(place for place, one in enumerate(records) if one.event == "budget_opened" and place > 60)
+    ended = [place for place, one in enumerate(records) if one.event == "trial_ended" and place > last]
+    for place in ended[:2]:
+        records[place].fields["result"]["heldout_loss"] = 2.2
+    return StudyState.of(records[: ended[1] + 1])
+
+
+def test_a_budget_that_is_still_searched_shows_its_trials_and_says_nothing_of_the_best(
+    interrupted: StudyState, tmp_path: Path
+) -> None:
+    closed = [budget for budget in interrupted.budgets.values() if budget.closed]
+    assert (len(closed), len(interrupted.budgets)) == (2, 3)
+    data = loss_vs_compute_data(interrupted)
+    assert [point.loss for point in data.frontier] == [budget.best_loss for budget in closed]
+    assert [point.loss for point in data.finished][-2:] == [2.2, 2.2]
+    assert 2.2 not in [point.loss for point in data.best]
+    said = read_loss_vs_compute(data)
+    assert "2.2" not in said.replace("2.2e", "")
+    assert said.endswith(" 1.8e12 FLOPs is still being searched: it has dots alone.")
+    valleys = learning_rate_valley_data(interrupted)
+    assert [valley.budget for valley in valleys.valleys][-1] == "1.8e12 FLOPs"
+    assert read_learning_rate_valley(valleys).startswith("From 2e11 FLOPs to 6e11 FLOPs ")
+    assert [curve.budget for curve in iso_compute_data(interrupted, None).curves] == ["2e11 FLOPs", "6e11 FLOPs"]
+    progress = search_progress_data(interrupted)
+    assert progress.budgets[-1].found == 1
+    assert read_search_progress(progress).count(" and ") == 1
+    for draw, what in ((draw_loss_vs_compute, data), (draw_learning_rate_valley, valleys)):
+        draw(what, tmp_path / "figure.png")  # type: ignore[operator]
+        with Image.open(tmp_path / "figure.png") as image:
+            assert image.size[0] > 500
+
+
+def test_before_any_budget_is_closed_the_smallest_speaks() -> None:
+    records = synthetic_records(trials=9)
+    first = StudyState.of(records[: next(k for k, one in enumerate(records) if one.event == "budget_closed")])
+    data = loss_vs_compute_data(first)
+    assert len(data.frontier) == 1
+    assert read_loss_vs_compute(data).startswith("One budget so far: ")
+    assert still_searched(first) == ()

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search.law import HeldOut, Law, Refused, Run, RunTable, fit_law
 from search.law.as_json import law_as_json
+from search.law.grouping import budgets_of
 from search.law.report_text import render_law
 from tests.search.law.made_up import TRUE, table
 
@@ -88,6 +89,25 @@ def test_of_a_cloud_no_bin_that_is_left_out_has_a_say_in_what_stands_for_the_oth
     same = found[0].keys() & found[1].keys()  # what stands for a bin that is left out may well change
     assert same
     assert all(found[0][flops] == found[1][flops] for flops in same)
+
+
+def test_a_cloud_stays_one_when_its_last_bin_is_left_out() -> None:
+    errors = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        runs = [
+            Run(c, (1.2 + 300 * size**-0.35 + 400 * (c / 6 / size) ** -0.3) * np.exp(0.01 * rng.normal()), size)
+            for c, size in zip(10 ** rng.uniform(17, 21, 24), 10 ** rng.uniform(7, 9.5, 24), strict=True)
+        ]
+        budgets, by = budgets_of(runs)
+        kept = [run for budget in budgets[:-1] for run in budget.runs]
+        if by != "bins" or budgets_of(kept)[1] == "bins":
+            continue
+        held_out = fit_law(RunTable("cloud", tuple(runs)), bootstraps=100, leave_out=1).held_out
+        assert isinstance(held_out, HeldOut)
+        errors.append(held_out.rows[0].error)
+    assert len(errors) >= 5
+    assert abs(np.mean(errors)) < 0.03  # as budgets of one run each, whatever its size, they are foretold 5 % too high
 
 
 def test_leaving_out_too_many_is_refused_with_the_reason() -> None:

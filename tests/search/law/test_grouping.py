@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from search.law import Run
-from search.law.grouping import budgets_of, cells_of, noise_of, settings_of
+from search.law.grouping import budgets_of, cells_of, noise_of, settings_of, told_apart
 
 
 def test_runs_of_nearly_the_same_flops_are_one_budget() -> None:
     flops = [1e18, 1.04e18, 0.97e18, 4e18, 4.1e18]
-    budgets, grouped = budgets_of([Run(each, 3 + k / 10) for k, each in enumerate(flops)])
+    budgets, by = budgets_of([Run(each, 3 + k / 10) for k, each in enumerate(flops)])
     assert [len(budget.runs) for budget in budgets] == [3, 2]
     assert [budget.loss for budget in budgets] == pytest.approx([3.0, 3.3])
-    assert "10%" in grouped
+    assert by == "flops"
+    assert "10%" in told_apart(budgets, by)
 
 
 def test_a_chain_of_close_runs_does_not_become_one_wide_budget() -> None:
@@ -49,8 +50,9 @@ def test_of_a_cloud_of_runs_those_farthest_below_the_trend_stand_for_bins() -> N
     flops = np.geomspace(1e18, 1e22, 400)
     excess = rng.exponential(0.2, size=400)
     runs = [Run(c, 3 * (c / 1e20) ** -0.1 * math.exp(e), parameters=1e6) for c, e in zip(flops, excess, strict=True)]
-    budgets, grouped = budgets_of(runs)
-    assert "bins" in grouped
+    budgets, by = budgets_of(runs)
+    assert by == "bins"
+    assert f"{len(budgets)} bins" in told_apart(budgets, by)
     assert 10 <= len(budgets) <= 20
     assert sum(len(budget.runs) for budget in budgets) == 400
     slope = np.polyfit(np.log([b.flops for b in budgets]), np.log([b.loss for b in budgets]), 1)[0]
