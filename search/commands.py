@@ -15,7 +15,7 @@ from search.ledger import Record
 from search.optuna_view import rebuild
 from search.plan import plan, render_plan
 from search.programs import load_programs
-from search.rates import TPU_V4, core_hour_rates, rates_on_tpu
+from search.rates import TPU_V4, core_hour_rates, has_rates_of, rates_on_tpu
 from search.results import measured_rates, render_results, time_split
 from search.resume import as_begun
 from search.runs import RunFolder, SessionError, local_folder, newest_begun
@@ -83,17 +83,6 @@ def _warnings_of(study: Study, device: str) -> list[str]:
             raise
         warnings.append(f"on this machine: {error}")  # the search may be meant for a cluster
     return warnings
-
-
-def has_rates_of(study: Study, records: Sequence[Record], device: str) -> bool:
-    """Whether the FLOPs per second of a run's trials are those of the study on a device: the same models, images,
-    batches, precision and device.
-    """
-    now, before = study.identity(), StudyState.of(records).opened["identity"]
-    keys = {key for key in now if key.startswith("model.")} - {"model.variants"}
-    keys |= {"data.image_size", "training.batch_size", "training.precision"}
-    devices = {record.get("device") for record in records if record.event == "session_started"}
-    return devices == {device} and all(before.get(key) == now[key] for key in keys)
 
 
 def show_study(path: Path, console: Console) -> None:

@@ -10,11 +10,14 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from search.budgets import Budget
 from search.state import BudgetState, StudyState
 from search.study import Study
+
+if TYPE_CHECKING:
+    from search.law.forecast import Speed
 
 BOOTSTRAPS: Final = 1000  # of a forecast within a search, as elsewhere: fewer leave the ends of intervals to chance
 
@@ -103,7 +106,7 @@ def not_counted(state: StudyState) -> str:
 
 
 def foreteller(
-    study: Study, *, train_examples: int, classes: int, cores_per_slice: int
+    study: Study, *, train_examples: int, classes: int, speed: Callable[[], Speed]
 ) -> Callable[[StudyState, Budget], dict[str, Any] | None]:
     """What a director asks of each budget before its first trial: `search.law.forecast.BudgetForecast` as JSON values.
 
@@ -113,7 +116,7 @@ def foreteller(
     Args:
         study: the study.
         train_examples, classes: what its data holds.
-        cores_per_slice: cores that train one trial.
+        speed: how fast trials train, as far as it is known when a forecast is made.
     """
 
     def foretell(state: StudyState, budget: Budget) -> dict[str, Any] | None:
@@ -122,11 +125,12 @@ def foreteller(
             return None
         try:
             from search.law import fit_law, runs_of_state  # imports scipy
-            from search.law.forecast import forecast_budget, speed_of_state
+            from search.law.forecast import forecast_budget
 
             law = fit_law(runs_of_state(closed), bootstraps=BOOTSTRAPS)
-            speed = speed_of_state(study, state, cores_per_slice)
-            expected = forecast_budget(law, study, budget, train_examples=train_examples, classes=classes, speed=speed)
+            expected = forecast_budget(
+                law, study, budget, train_examples=train_examples, classes=classes, speed=speed()
+            )
         except Exception as error:
             log.exception("no forecast of budget %s", budget.label)
             reason = f"the forecast failed: {type(error).__name__}; see logs/search.log"

@@ -18,20 +18,13 @@ from search.foretold import counted_only, not_counted, still_searched
 from search.formats import number
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
-from search.law.forecast import (
-    BudgetForecast,
-    Speed,
-    forecast_budget,
-    in_core_hours,
-    next_budgets,
-    speed_of_state,
-)
+from search.law.forecast import BudgetForecast, forecast_budget, in_core_hours, next_budgets
 from search.law.grouping import budgets_of
 from search.law.report_text import render_law
 from search.ledger import Record
-from search.rates import core_hour_rates, rates_on_tpu
-from search.results import measured_rates
+from search.rates import core_hour_rates
 from search.resume import as_begun
+from search.speed import speed_of_study
 from search.state import StudyState
 from search.study import Study
 from search.terminal import tell
@@ -152,31 +145,6 @@ def _off_core_hours(study: Study, found: BudgetForecast) -> list[str]:
         f"a run of {found.variant} costs {number(found.core_hours)} core-hours, not {number(asked.amount, trim=True)}: "
         "core-hours become FLOPs at one rate for all variants, or whole steps and grids of epochs do not meet them"
     ]
-
-
-def speed_of_study(study: Study, records: Sequence[Record]) -> Speed:
-    """How fast the study's compute trains its variants: as its newest run measured, where that trained on the same
-    device, or else as a plan would have it. Where the study leaves the device, or a slice's CPU threads, to the machine
-    or cluster, they are those of the run's newest session.
-    """
-    from search.commands import has_rates_of
-    from search.devices import device_here, metered_cores
-    from search.programs import load_programs
-
-    state, compute = StudyState.of(records), study.compute
-    last = next((record for record in reversed(records) if record.event == "session_started"), None)
-    device = (last.get("device") if last is not None and compute.device == "auto" else None) or device_here(study)
-    cores = metered_cores(study, device)
-    if compute.cores_per_slice is None and device not in ("cuda", "tpu") and last is not None:
-        cores = int(last["cores_per_slice"]) if last.get("device") == device else cores
-    here = state if has_rates_of(study, records, device) else StudyState()
-    speed = speed_of_state(study, here, cores)
-    if device != "tpu":
-        return speed
-    known = rates_on_tpu(study, load_programs(study), int(state.opened["classes"]), measured_rates(here))
-    return replace(
-        speed, flops_per_core_second={variant: rate.flops_per_core_second for variant, rate in known.items()}
-    )
 
 
 def _fit(table: RunTable, leave_out: int, bootstraps: int, seed: int, confidence: float) -> Law:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import harmonic_mean
 from typing import Any, Final, Literal
 
 from clusters.tpu import PEAK_FLOPS_PER_S
 from models.costs import costs
+from search.ledger import Record
 from search.programs import Program, images_per_core, load_programs, takes_parts
 from search.results import MeasuredRates
+from search.state import StudyState
 from search.study import Study
 from search.units import KNOWN_FLOPS_PER_CORE_SECOND
 
@@ -72,6 +74,17 @@ class Rate:
     def core_hours_at_least(self, flops: float) -> float | None:
         """The same by the roofline."""
         return None if self.at_most is None else flops / self.at_most / 3600
+
+
+def has_rates_of(study: Study, records: Sequence[Record], device: str) -> bool:
+    """Whether the FLOPs per second of a run's trials are those of the study on a device: the same models, images,
+    batches, precision and device.
+    """
+    now, before = study.identity(), StudyState.of(records).opened["identity"]
+    keys = {key for key in now if key.startswith("model.")} - {"model.variants"}
+    keys |= {"data.image_size", "training.batch_size", "training.precision"}
+    devices = {record.get("device") for record in records if record.event == "session_started"}
+    return devices == {device} and all(before.get(key) == now[key] for key in keys)
 
 
 def rates_on_tpu(

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import fsspec
 from rich.console import Console
@@ -24,7 +24,6 @@ from search.devices import (
     check_precision_here,
     chips_of_worker,
     cores_per_worker,
-    metered_cores,
     resolve_device,
     warnings_here,
 )
@@ -44,6 +43,9 @@ from search.terminal import logging_to, program, reader_may_be_gone, shown, tell
 from search.tracking_uri import page_command, without_passwords
 from search.views import Views, check_tracking, optuna_path, tracking_address, write_results
 from trainables.data import Splits
+
+if TYPE_CHECKING:
+    from search.law.forecast import Speed
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
@@ -142,12 +144,8 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         progress = ProgressView(console, ledger.records, budgets=planned)
         views = Views.open(study, folder.run, local, progress)
         views.catch_up(ledger.records)
-        foretell = foreteller(
-            study,
-            train_examples=len(splits.train),
-            classes=len(splits.classes),
-            cores_per_slice=metered_cores(study, plan.device),
-        )
+        counts = {"train_examples": len(splits.train), "classes": len(splits.classes)}
+        foretell = foreteller(study, **counts, speed=lambda: _speed_now(study, ledger.records))
         director = Director(study, budgets, len(splits.classes), folder.url, ledger, plan.slices, views.feed, foretell)
         if not ledger.records:
             open_study(director, study, study_path, folder, splits, plan.device, core_hours)
@@ -194,6 +192,12 @@ def search(study_path: Path, *, fresh: bool, address: str | None, console: Conso
         if reason == "interrupted":
             tell(console, f"interrupted; go on with: convscale search {study_path}")
     return 130 if reason == "interrupted" else exit_status(director.state, budgets)
+
+
+def _speed_now(study: Study, records: Sequence[Record]) -> Speed:
+    from search.speed import speed_of_study  # imports scipy
+
+    return speed_of_study(study, records)
 
 
 def write_end(director: Director, reason: str) -> None:

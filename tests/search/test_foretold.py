@@ -15,11 +15,15 @@ import search.law
 from search.budgets import open_budgets
 from search.foretold import Score, closed_only, foreteller, score_of
 from search.law import LossForecast, fit_law, runs_of_state
+from search.law.forecast import Speed
+from search.law_command import counted_runs, study_forecasts
 from search.ledger import read_ledger
 from search.progress import ProgressView
 from search.results import render_results
+from search.speed import speed_of_study
 from search.state import BudgetState, StudyState
 from search.study import read_study
+from tests.search.law import made_up
 from tests.search.ledgers import synthetic_records
 from tests.search.test_director import STUDY, World, cut, told
 from tests.search.test_repeats import trial
@@ -33,7 +37,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foretold")
     study = read_study(FIVE)
     with World(study, open_budgets(study, 1437, 10)[0], folder, slices=1) as world:
-        world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+        world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
         world.run()
     return folder
 
@@ -70,11 +74,28 @@ def test_a_forecast_is_the_one_that_the_law_gives_of_the_same_budgets(searched: 
     assert said["loss"] == {name: getattr(expected.loss, name) for name in ("value", "low", "high")}
 
 
+@pytest.mark.parametrize("device", ["cpu", "tpu"])
+def test_a_forecast_costs_what_the_law_says_it_does(tmp_path: Path, device: str) -> None:
+    """On another device than the trials so far, by what is known of that, and not by what they were measured at."""
+    compute = {"cpu": "device: cpu, slices: 2, cores_per_slice: 1", "tpu": "device: tpu, accelerator: tpu-v4-8"}
+    made = made_up.study(made_up.STUDY.replace(compute["cpu"], compute[device]))
+    assert made.compute.device == device
+    made_up.searched(made_up.study(), str(tmp_path))
+    records = read_ledger(str(tmp_path))
+    state, counts = StudyState.of(records), {"train_examples": 1437, "classes": 10}
+    foretell = foreteller(made, **counts, speed=lambda: speed_of_study(made, records))
+    said = foretell(state, open_budgets(made, *counts.values())[0][4])
+    assert said is not None
+    (law, *_) = study_forecasts(made, records, fit_law(counted_runs(state)))
+    assert said["core_hours"] == law.core_hours
+    assert said["cost_estimated"] is law.cost_estimated is (device == "tpu")
+
+
 def test_a_budget_that_is_opened_again_is_not_foretold_again(tmp_path: Path) -> None:
     for trials in (4, 6):
         study = read_study(STUDY.replace("trials: 8", f"trials: {trials}"))
         with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
-            world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+            world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
             world.run()
     assert len(told(tmp_path, "budget_opened")) == 4
     assert len(told(tmp_path, "forecast_made")) == 1
@@ -89,7 +110,7 @@ def test_a_forecast_that_fails_is_logged_and_the_search_goes_on(
     monkeypatch.setattr(search.law, "fit_law", broken)
     study = read_study(STUDY)
     with caplog.at_level(logging.ERROR), World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
-        world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+        world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
         world.run()
         assert world.director.done
     assert "no forecast of budget 8e9 FLOPs" in caplog.text
@@ -101,7 +122,7 @@ def test_a_forecast_is_made_from_closed_budgets_alone(tmp_path: Path) -> None:
     """With two slices the second budget begins while the first one's last trial runs: its best may still change."""
     study = read_study(FIVE)
     with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=2) as world:
-        world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+        world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
         world.run()
     state = StudyState.of(read_ledger(str(tmp_path)))
     assert told(tmp_path, "forecast_made") == list(state.budgets)[2:]
@@ -114,7 +135,7 @@ def test_killed_before_a_forecast_is_written_a_search_makes_it_when_it_goes_on(s
         folder = tmp_path / str(opened)
         cut(searched, folder, opened + 1)
         with World(study, open_budgets(study, 1437, 10)[0], folder, slices=1) as world:
-            world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+            world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
             world.run()
         assert told(folder, "forecast_made") == told(searched, "forecast_made")
 
@@ -124,7 +145,7 @@ def test_a_budget_that_is_added_between_others_is_foretold_from_the_smaller_ones
     for text in (FIVE.replace("4e9 FLOPs, ", ""), FIVE):
         study = read_study(text)
         with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
-            world.director.foretell = foreteller(study, train_examples=1437, classes=10, cores_per_slice=1)
+            world.director.foretell = foreteller(study, train_examples=1437, classes=10, speed=Speed)
             world.run()
     forecast = world.director.state.budgets["4e9 FLOPs"].forecast
     assert forecast is not None
