@@ -49,8 +49,10 @@ def shown(uri: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text without the users and passwords of the addresses in it."""
-    return re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
+    """A text without the users and passwords of the addresses in it. Where only a comma tells an address with a port
+    from what follows, it is taken for part of a password.
+    """
+    return re.sub(r"(\w://)(?:[^/?#\s\":,]*|[^/?#\s\":]*:[^/?#\s\"]*)@", r"\1", text)
 
 
 def reason_of(error: Exception) -> str:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -44,7 +45,7 @@ class BudgetRuns:
         runs: all of them.
         best: the run of the lowest loss, seeds averaged; of its seeds the best. A setting that diverged with some seed
             comes after all that did not.
-        loss: the loss of the best: the geometric mean over its seeds.
+        loss: the loss of the best: the mean over its seeds, as in a study's tables (see `search.points`).
         seeds: how many those are.
     """
 
@@ -66,8 +67,8 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Runs alike but for the seed: one of them (the best), the geometric mean of their losses, how many they are, and
-    whether none diverged.
+    """Runs alike but for the seed: one of them (the best), the mean of their losses, how many they are, and whether
+    none diverged.
     """
 
     run: Run
@@ -81,7 +82,7 @@ class Setting:
 class Cell:
     """One model trained on so many examples, at its best learning rate.
 
-    `loss` is the geometric mean over seeds; `budget` the label of its budget; `tried` its rates, but for those that are
+    `loss` is the mean over seeds; `budget` the label of its budget; `tried` its rates, but for those that are
     better than the best and diverged with some seed; `diverged` the rates that diverged, rising.
     """
 
@@ -215,7 +216,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 def _setting(runs: Sequence[Run]) -> Setting:
     finished = [run for run in runs if run.loss < math.inf]
     logs = tuple(math.log(run.loss) for run in finished)
-    best, mean = min(finished, key=lambda run: run.loss), math.exp(math.fsum(logs) / len(logs))
+    best, mean = min(finished, key=lambda run: run.loss), fmean(run.loss for run in finished)
     return Setting(best, mean, len(logs), logs, len(finished) == len(runs))
 
 

@@ -27,6 +27,7 @@ from search.law.least_squares import minimise, nonnegative, robust_weights
 from search.law.numbers import Estimate, FloatArray, IntArray, drawn_sd, estimate, quantiles
 
 Form = Literal["plain", "saturating"]
+_LARGEST: Final = 150.0  # of logarithms, so that no square overflows
 STEEPEST: Final = 3.0
 """No exponent of compute is sought beyond this: loss that falls faster than C^-3 is no scaling law."""
 _EXPONENTS: Final = 32
@@ -192,7 +193,9 @@ def solve_saturating(distance: FloatArray, target: FloatArray, weights: FloatArr
         (E, A, alpha), shape (B, 3), with E >= 0; and the weighted sums of squared residuals, shape (B,).
     """
     span = float(np.ptp(distance))
-    exponents = np.geomspace(1e-3 / span, STEEPEST, _EXPONENTS)
+    target = np.clip(target, -_LARGEST, _LARGEST)
+    steepest = min(STEEPEST, _LARGEST / span)
+    exponents = np.geomspace(1e-3 / span, steepest, _EXPONENTS)
     powers = np.exp(-np.outer(distance, exponents))  # (n, G)
     loss = np.exp(target)
     relative = weights / np.square(loss)  # so that residuals are relative, nearly those of ln L
@@ -216,7 +219,7 @@ def solve_saturating(distance: FloatArray, target: FloatArray, weights: FloatArr
         slopes = np.stack([np.ones_like(power), power, -place[:, 1:2] * distance * power], axis=1)
         return target[rows] - np.log(model), slopes / model[:, None, :]
 
-    low, high = np.array([0.0, 1e-12, 0.0]), np.array([np.inf, np.inf, STEEPEST])
+    low, high = np.array([0.0, 1e-12, 0.0]), np.array([np.inf, np.inf, steepest])
     place, cost = minimise(residuals_of, start, low, high, weights)
     line, line_cost = solve_plain(distance, target, weights)
     straight = line_cost <= cost * (1 + 1e-9)

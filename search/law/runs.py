@@ -26,7 +26,14 @@ COLUMNS: Final = {
 }
 """What a CSV may have; flops and loss it must."""
 _ALIASES: Final = {"heldout_loss": "loss"}  # what `results.csv` calls it
-_LEAST, _MOST = 1e-50, 1e100
+_RANGES: Final = {
+    "flops": (1.0, 1e60),
+    "loss": (1e-12, 1e12),
+    "parameters": (1.0, 1e30),
+    "examples": (1e-3, 1e30),
+    "learning_rate": (1e-12, 1e12),
+    "epochs": (1e-9, 1e30),
+}
 _LONGEST_CELL: Final = 2**31 - 1  # characters: of notes, say, in a column that is passed over
 
 
@@ -217,10 +224,11 @@ def _number(where: str, column: str, text: str, *, finite: bool = True) -> float
         value = float(text) if "_" not in text else None
     except ValueError:
         value = None
-    if value is None or not (_LEAST <= value <= _MOST or (not finite and not math.isfinite(value))):
+    least, most = _RANGES[column]
+    if value is None or not (least <= value <= most or (not finite and not math.isfinite(value))):
         such = "2.31" if column == "loss" else "3e20" if column == "flops" else "0.4"
         raise LawError(
-            f"{where}: column {column}: {text!r} given; allowed: numbers from {_LEAST:g} to {_MOST:g} "
+            f"{where}: column {column}: {text!r} given; allowed: numbers from {least:g} to {most:g} "
             f"({COLUMNS[column]}), such as {such}, with a decimal point and no thousands separators; mend the cell or "
             "leave it empty"
         )

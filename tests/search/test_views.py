@@ -13,7 +13,7 @@ from rich.console import Console
 from search.progress import ProgressView
 from search.state import StudyState
 from search.study import Study, read_study
-from search.tracking_uri import TrackingError, check_uri, shown
+from search.tracking_uri import TrackingError, check_uri, shown, without_passwords
 from search.views import Views, check_tracking, tracking_address, write_results
 from tests.search.ledgers import synthetic_records
 
@@ -88,6 +88,25 @@ def test_an_address_that_cannot_be_used_is_named_by_file_and_field() -> None:
 )
 def test_an_address_is_shown_without_its_password(uri: str, seen: str) -> None:
     assert shown(uri) == seen
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a: http://u:p@h1, b: http://u2:p2@h2", "a: http://h1, b: http://h2"),
+        ("http://me:p@ss@h:5000/x", "http://h:5000/x"),
+        ("'http://me:pa'ss@h'", "'http://h'"),
+        ("http://me:pa,ss@h", "http://h"),
+        ("http://token@h", "http://h"),
+        ("https://x.org,mail=a@b.org", "https://x.org,mail=a@b.org"),
+        ("{uri: http://h:5000, who: me@x}", "{uri: http://h:5000, who: me@x}"),
+        ("http://h:5000?to=a@b", "http://h:5000?to=a@b"),
+        ("http://h:5000#ask@me", "http://h:5000#ask@me"),
+        ('["http://h:5000","me@x"]', '["http://h:5000","me@x"]'),
+    ],
+)
+def test_a_text_loses_the_passwords_of_addresses_and_nothing_else(text: str, seen: str) -> None:
+    assert without_passwords(text) == seen
 
 
 def test_a_refusal_shows_no_password() -> None:

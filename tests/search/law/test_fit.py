@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from search.law import HeldOut, Law, Refused, Run, RunTable, fit_law
 from search.law.as_json import law_as_json
 from search.law.grouping import budgets_of
 from search.law.report_text import render_law
+from search.law.runs import read_csv
 from tests.search.law.made_up import TRUE, table
 
 BUDGETS = (1e10, 4e10, 1.6e11, 6.4e11, 2.6e12)
@@ -168,6 +170,26 @@ ODD: dict[str, list[Run]] = {
     "examples alone": pairs(lambda _, examples: 1 + 100 * examples**-0.3),
     "a surface of noise": pairs(lambda _, __: float(np.exp(RNG.standard_normal()))),
 }
+
+
+def test_whatever_a_csv_may_hold_gives_numbers(tmp_path: Path) -> None:
+    ends = {
+        "flops": (0, 60),
+        "loss": (-12, 12),
+        "parameters": (0, 30),
+        "examples": (-3, 30),
+        "learning_rate": (-12, 12),
+    }
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = [
+            [10.0 ** (int(rng.choice(span)) if rng.random() < 0.6 else rng.uniform(*span)) for span in ends.values()]
+            for _ in range(int(rng.choice([5, 8, 30])))
+        ]
+        file = tmp_path / "odd.csv"
+        file.write_text("\n".join([",".join(ends), *(",".join(f"{cell:.17g}" for cell in row) for row in rows)]))
+        law = fit_law(read_csv(file), bootstraps=100)
+        json.dumps(law_as_json(law, [law.forecast(1e60)]), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ODD)
