@@ -68,8 +68,9 @@ def compare_studies(
     sources = _sources(given, uri)
     places = [(source.uri, source.experiment) for source in sources]
     for source, place in zip(sources, places, strict=True):
-        experiment, more = _read(source, said, all_runs=all_runs)
-        if places.count(place) > 1 and not all_runs:  # of one name: told apart by their files
+        shared = places.count(place) > 1 and not all_runs
+        experiment, more = _read(source, said, all_runs=all_runs, shared=shared)
+        if shared:  # of one name: told apart by their files
             name = {"study": f"{source.experiment} ({source.given})"}
             more = [replace(trial, settings={**trial.settings, **name}) for trial in more]
         found.append((source, experiment))
@@ -108,8 +109,10 @@ def _sources(given: Sequence[str], uri: str | None) -> list[_Source]:
     return list(sources.values())
 
 
-def _read(source: _Source, console: Console, *, all_runs: bool) -> tuple[FoundExperiment, list[Trial]]:
-    """The trials that MLflow has: of the newest run of a study, or of all; says what it lacks."""
+def _read(source: _Source, console: Console, *, all_runs: bool, shared: bool) -> tuple[FoundExperiment, list[Trial]]:
+    """The trials that MLflow has: of the newest run of a study, or of all; says what it lacks. Of an experiment that
+    several studies have `shared` only the study's own newest run is its own for sure.
+    """
     try:
         experiment = read_experiment(source.uri, source.experiment)
     except Exception as error:
@@ -123,17 +126,16 @@ def _read(source: _Source, console: Console, *, all_runs: bool) -> tuple[FoundEx
     tracked = TrackedStudy(source.experiment, "")
     for record in begun:
         tracked.apply(record)
-    newest = None if experiment is None else newest_ledger(experiment)
+    ledgers = set() if experiment is None else {run.tags.get("convscale.ledger") for run in experiment.runs}
+    newest = None if experiment is None or (shared and tracked.ledger not in ledgers) else newest_ledger(experiment)
     if experiment is None or newest is None:
         mend = f"bring the study there with: {source.sync}"
         if source.study is None:
             mend = "name one that is there, or give the study's file"
         elif not begun:
             mend = f"no run of it has begun either; start one with: convscale search {source.given}"
-        raise CompareError(
-            f"{source.given}: MLflow at {shown(source.uri)} has no trials of {source.experiment}; {mend}"
-        )
-    ledgers = {run.tags.get("convscale.ledger") for run in experiment.runs}
+        what = f"{source.experiment} from its storage" if shared else source.experiment
+        raise CompareError(f"{source.given}: MLflow at {shown(source.uri)} has no trials of {what}; {mend}")
     if tracked.ledger in ledgers:
         newest = tracked.ledger
     if begun and (line := _lag(tracked, experiment)):
@@ -161,7 +163,7 @@ def _lag(tracked: TrackedStudy, experiment: FoundExperiment) -> str:
         if run.tags.get("convscale.ledger") == tracked.ledger and int(run.tags.get(LAYOUT_TAG, 1)) >= LAYOUT
     }
     if not any(run.tags.get("convscale.ledger") == tracked.ledger for run in experiment.runs):
-        return "MLflow lacks the study's newest run, so an earlier one is shown"
+        return "MLflow lacks the study's newest run, so the newest there is shown"
     behind = sum(there.get(key, -1) < run.seq for key, run in tracked.runs.items())
     return f"MLflow is behind the ledger in {behind} of {len(tracked.runs)} runs" if behind else ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -90,19 +90,27 @@ def counted_only(state: StudyState) -> StudyState:
 
 
 def still_searched(state: StudyState) -> tuple[str, ...]:
-    """The budgets that are not counted for that, of those with a finished trial, the smallest first."""
-    counted = counted_only(state).budgets
-    waited = [known for label, known in state.budgets.items() if label not in counted and known.best is not None]
+    """The budgets that are not closed, of those with a finished trial, the smallest first: their bests may change."""
+    waited = [budget for budget in state.budgets.values() if not budget.closed and budget.best is not None]
     return tuple(budget.label for budget in sorted(waited, key=lambda budget: budget.flops))
 
 
-def not_counted(state: StudyState) -> str:
-    """The same in a line; "" where there are none."""
-    labels = still_searched(state)
+def so_far(budget: str, searched: Collection[str]) -> str:
+    """A budget's name, and that more is to come where it is one of those still being `searched`."""
+    return f"{budget} (so far)" if budget in searched else budget
+
+
+def of_searched(state: StudyState) -> str:
+    """What is to be known of them, in a line; "" where there are none."""
+    labels, counted = still_searched(state), counted_only(state).budgets
     if not labels:
         return ""
-    are, them = ("is", "it") if len(labels) == 1 else ("are", "them")
-    return f"{', '.join(labels)} {are} still being searched: the law and its forecasts do not count {them}"
+    changes = [f"what is said of {label} may change" for label in labels if label in counted]
+    others = [label for label in labels if label not in counted]
+    them = ", ".join(others) if changes else "it" if len(others) == 1 else "them"
+    without = [f"the law and its forecasts do not count {them}"] if others else []
+    are = "is" if len(labels) == 1 else "are"
+    return f"{', '.join(labels)} {are} still being searched: {', and '.join([*changes, *without])}"
 
 
 def foreteller(

@@ -35,6 +35,11 @@ def percent(share: float | None) -> str:
     return MISSING if share is None or math.isnan(share) else f"{100 * share:.1f} %"
 
 
+def percent_off(share: float) -> str:
+    """How far something is off, in two digits: 0.2071 is "+21 %", -0.0388 is "-3.9 %"."""
+    return f"{'+' if share > 0 else ''}{number(100 * share, 2, trim=True)} %"
+
+
 def duration(seconds: float | None) -> str:
     """A time span: "3.2 s", "42 s", "4 min 05 s", "3 h 12 min", "2 d 3 h"."""
     if seconds is None or math.isnan(seconds):

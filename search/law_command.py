@@ -14,7 +14,7 @@ from statistics import harmonic_mean
 from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops
-from search.foretold import counted_only, not_counted, still_searched
+from search.foretold import counted_only, of_searched, still_searched
 from search.formats import number
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
@@ -89,7 +89,7 @@ def show_law(
         sys.stdout.write(json.dumps(law_as_json(law, found, nexts, still_searched(state)), allow_nan=False) + "\n")
         return
     render_law(law, console, found, nexts)
-    if line := not_counted(state):
+    if line := of_searched(state):
         tell(console, f"Note: {line}")
     if nexts:
         tell(console, f"Figures and a page to keep: convscale report {path}")

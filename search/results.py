@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.foretold import score_of
-from search.formats import MISSING, duration, number, percent, scientific
+from search.foretold import score_of, so_far, still_searched
+from search.formats import MISSING, duration, number, percent, percent_off, scientific
 from search.state import BudgetState, StudyState, TrialState
 from trainables.meter import Meter
 
@@ -258,7 +258,8 @@ def _summary_table(state: StudyState, console: Console) -> Table:
         cells.pop("goodput")
         cells["held-out\nloss"] = number(state.budgets[row.budget].best_loss)
         searched = number(spent, 2 if spent < 1 else 3)
-        rows.append(({"budget": row.budget, "variant": row.variant, **cells, "core-hours\nof search": searched}, False))
+        budget = so_far(row.budget, still_searched(state))
+        rows.append(({"budget": budget, "variant": row.variant, **cells, "core-hours\nof search": searched}, False))
     seeds = any(budget.seeds > 1 for budget in state.budgets.values())
     title = f"Best cell of each budget{' (loss: the mean over its seeds)' if seeds else ''}"
     return _table(title, rows, frozenset({"budget", "variant"}), console)
@@ -269,7 +270,7 @@ def _forecast_table(state: StudyState, console: Console) -> Table | None:
     for budget in ordered_budgets(state):
         if (score := score_of(budget)) is None:
             continue
-        off = f"{'+' if score.error > 0 else ''}{number(100 * score.error, 2, trim=True)} %"
+        off = percent_off(score.error)
         cells = {
             "budget": budget.label,
             "forecast": number(score.predicted),

@@ -49,10 +49,10 @@ def shown(uri: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text without the users and passwords of the addresses in it. Where only a comma tells an address with a port
-    from what follows, it is taken for part of a password.
+    """A text without the users and passwords of the addresses in it. What follows an address without a space, up to an
+    @, is taken for a password rather than shown.
     """
-    return re.sub(r"(\w://)(?:[^/?#\s\":,]*|[^/?#\s\":]*:[^/?#\s\"]*)@", r"\1", text)
+    return re.sub(r"(\w://)[^/?#\s\"]*@", r"\1", text)
 
 
 def reason_of(error: Exception) -> str:

@@ -15,8 +15,8 @@ from search.figures.marks import (
     set_log_ticks,
     titled_figure,
 )
-from search.figures.trials import can_be_shown, so_far, study_name
-from search.foretold import still_searched
+from search.figures.trials import can_be_shown, study_name
+from search.foretold import so_far, still_searched
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis
 from search.results import ordered_budgets

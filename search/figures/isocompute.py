@@ -32,7 +32,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
-from search.foretold import counted_only
+from search.foretold import counted_only, so_far, still_searched
 from search.formats import scientific
 from search.law import Estimate, IsoCurve, Law, Refused
 from search.plotting import budget_colours, log_ticks, set_loss_axis
@@ -69,13 +69,14 @@ class Curve:
 class IsoComputeCurves:
     """A `Curve` for each budget that counts (see `search.foretold.counted_only`), the smallest first.
 
-    `refusal` says why no minimum is known.
+    `refusal` says why no minimum is known; a budget that is still being `searched` is there before any is closed.
     """
 
     study: str
     curves: tuple[Curve, ...]
     refusal: str
     confidence: float
+    searched: tuple[str, ...] = ()
 
 
 def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
@@ -97,7 +98,8 @@ def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
         parabola = () if fit is None or minimum is None else _parabola(fit, best, minimum)
         curves.append(Curve(budget.label, budget.flops, tuple(best), tuple(untuned), parabola, minimum))
     reason = found.reason if isinstance(found, Refused) else next(iter(refusals), "")
-    return IsoComputeCurves(study_name(state), tuple(curves), reason, math.nan if law is None else law.confidence)
+    confidence = math.nan if law is None else law.confidence
+    return IsoComputeCurves(study_name(state), tuple(curves), reason, confidence, still_searched(state))
 
 
 def _parabola(curve: IsoCurve, best: list[Point], minimum: Minimum) -> tuple[tuple[float, float], ...]:
@@ -113,6 +115,8 @@ def read_iso_compute(data: IsoComputeCurves) -> str:
     """The figure in one sentence."""
     if not data.curves:
         return "No trial has finished yet."
+    if data.curves[-1].budget in data.searched:
+        return f"{data.curves[-1].budget} is still being searched, so which size is best cannot be judged yet."
     known = [(curve, curve.minimum) for curve in data.curves if curve.minimum is not None]
     if known:
         parts = [
@@ -168,7 +172,8 @@ def draw_iso_compute(data: IsoComputeCurves, target: Target) -> None:
     minima = [(curve.minimum.parameters.value, curve.minimum.loss) for curve in data.curves if curve.minimum]
     if len(minima) > 1:
         axes.plot(*zip(*minima, strict=True), color="black", linewidth=1.4, linestyle=(0, (2, 2)), zorder=5)
-    handles = [handle(c.budget, s, marker="o", linewidth=2) for c, s in zip(data.curves, shades, strict=True)]
+    labels = [so_far(curve.budget, data.searched) for curve in data.curves]
+    handles = [handle(label, shade, marker="o", linewidth=2) for label, shade in zip(labels, shades, strict=True)]
     if minima:
         look: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": 2, "markersize": 8}
         handles.append(handle(f"minimum, {percent_of(data.confidence)}", "black", linewidth=2, **look))

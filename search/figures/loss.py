@@ -44,7 +44,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
-from search.foretold import still_searched
+from search.foretold import counted_only, still_searched
 from search.formats import number, scientific
 from search.law import Curve, Law, LossForecast, Refused
 from search.plotting import GREY, colours, set_loss_axis
@@ -60,7 +60,8 @@ _FAINT: Final[dict[str, Any]] = {"alpha": 0.4, "markersize": 5.5, "markeredgewid
 class LossVsCompute:
     """Every finished trial, the `best` of each cell, the `frontier` (best of each budget), and the diverged trials.
 
-    Budgets that are still being `searched` are in neither the cells nor the frontier, for their bests may change. All
+    Budgets that are still being `searched` are in neither the cells nor the frontier, for their bests may change (but
+    for the first before any is closed). All
     are in order of compute; `variants` are in order of depth. `untuned` are the bests of cells whose learning rate
     the law calls not tuned; `best` those of the others. `law` is the line that forecasts lie on, averaged over floors,
     with its intervals, up to the last of the `forecasts`; None where the law has not been fitted or the data cannot
@@ -86,8 +87,7 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
     with a `law` its line, its interval, and what it forecasts for budgets of so many FLOPs.
     """
     variants, budgets = variants_of(state), ordered_budgets(state)
-    searched = still_searched(state)
-    counted = [budget for budget in budgets if budget.label not in searched]
+    counted = ordered_budgets(counted_only(state))
     points_of = [ranked(budget) for budget in counted]
     frontier = tuple(points[0] for points in points_of if points)
     line, ahead = _law_line(law, frontier, forecasts) if law is not None and frontier else (None, ())
@@ -109,7 +109,7 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
         forecasts=ahead,
         law_flops=math.nan if law is None or not law.budgets else law.budgets[-1].flops,
         confidence=math.nan if law is None else law.confidence,
-        searched=searched,
+        searched=still_searched(state),
     )
 
 
@@ -128,8 +128,9 @@ def read_loss_vs_compute(data: LossVsCompute) -> str:
     """The figure in one sentence, and another where a budget is still being searched."""
     if not data.searched:
         return _read(data)
-    are, there = ("is", "it has") if len(data.searched) == 1 else ("are", "they have")
-    return f"{_read(data)} {', '.join(data.searched)} {are} still being searched: {there} dots alone."
+    return (
+        f"{_read(data)} {', '.join(data.searched)} {'is' if len(data.searched) == 1 else 'are'} still being searched."
+    )
 
 
 def _read(data: LossVsCompute) -> str:

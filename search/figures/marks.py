@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ EDGE: Final[dict[str, Any]] = {"linestyle": "", "color": GREY, "markersize": 6, 
 HOLLOW: Final[dict[str, Any]] = DOT | {"markerfacecolor": "white", "markersize": 7, "markeredgewidth": 1.6}
 _CLIP: Final = 2.0  # the loss axis ends at so many times the highest best loss of a cell
 _LEGEND: Final = 54  # characters of a legend's row that do
+_WIDEST: Final = 56  # characters of 11 points that fit between axes
 _TITLE: Final = 46  # characters of a title that fit the width
 
 
@@ -73,7 +75,8 @@ def at_top(axes: Axes, shades: Mapping[str, str], marker: str, places: Mapping[s
 
 def say_empty(axes: Axes, text: str = "no finished trial yet") -> None:
     """Axes without data say why, and have no numbers."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11, wrap=True)
+    text = textwrap.fill(text, _WIDEST)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
     axes.tick_params(which="both", length=0, labelsize=0, labelcolor="none")
     axes.grid(False)
 

@@ -151,8 +151,8 @@ def read_rates_vs_epochs(data: RatesVsEpochs) -> str:
         moved = f"stays at {after}" if before == after else f"goes from {before} to {after}"
         parts.append(f"{variant}'s {moved} ({epochs})")
     edges = sum(_is_open(one) for one in known)
-    several = f"{edges} of {len(known)} cells have" if edges > 1 else f"one of {len(known)} cells has"
-    edge = f" In the grid {several} the best rate at an edge, which bounds the optimum only." if edges else ""
+    several = f"{edges} of {len(known)} cells have" if edges > 1 else f"One of {len(known)} cells has"
+    edge = f" {several} the best rate at an edge of those tried, which bounds the optimum only." if edges else ""
     if not known:
         return f"No cell has tried two learning rates yet.{left_out}"
     if not parts:

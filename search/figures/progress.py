@@ -24,8 +24,8 @@ from search.figures.marks import (
     set_log_ticks,
     titled_figure,
 )
-from search.figures.trials import can_be_shown, so_far, study_name
-from search.foretold import still_searched
+from search.figures.trials import can_be_shown, study_name
+from search.foretold import so_far, still_searched
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis, style_axes
 from search.points import Points
@@ -106,12 +106,14 @@ def _spent(trial: TrialState) -> float:
 
 def read_search_progress(data: SearchProgress) -> str:
     """The figure in one sentence."""
-    known = [budget for budget in data.budgets if budget.found and budget.budget not in data.searched]
+    found_in = [budget for budget in data.budgets if budget.found]
+    known = [budget for budget in found_in if budget.budget not in data.searched] or found_in[:1]
     places = [budget.found for budget in known]
     if not places:
         return "No trial has finished yet."
     if len(places) == 1:
-        found = f"The best trial came as number {places[0]} of {len(known[0].steps)}"
+        so = " so far" if known[0].budget in data.searched else ""
+        found = f"The best trial{so} came as number {places[0]} of {len(known[0].steps)}"
     elif len(places) <= _LISTED:
         listed = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
         found = f"From the smallest budget to the largest, the best trial came as number {listed}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from search.figures.marks import (
     COMPUTE,
@@ -130,16 +131,23 @@ def draw_law_residuals(data: LawResiduals, target: Target) -> None:
             say_empty(axes, refusal or "no fit")
     if compute:
         set_compute_axis(below, min(compute), max(compute), sorted({one.flops for one in data.frontier}))
-    handles = variant_handles(shades, linestyle="")
-    spread_handle = handle("one standard deviation", GREY, linewidth=8, alpha=0.25)
+    _explain(figure, data, shades)
+    figure.savefig(target)
+
+
+def _explain(figure: Figure, data: LawResiduals, shades: Mapping[str, str]) -> None:
+    """The legend, of what is drawn."""
+    drawn = {one.variant for one in (*data.frontier, *data.cells)}
+    if not drawn:
+        return
+    handles = variant_handles({variant: shade for variant, shade in shades.items() if variant in drawn}, linestyle="")
     across = min(4, len(handles))  # variants in a row, and a column of its own for the wide label
-    rows = [handles[start : start + across] for start in range(0, len(handles), across or 1)] or [[]]
+    rows = [handles[start : start + across] for start in range(0, len(handles), across)]
     blank = handle(" ", "none", linestyle="")
     padded = [row + [blank] * (across - len(row)) for row in rows]
-    ends = [blank] * (len(rows) - 1) + [spread_handle]
+    ends = [blank] * (len(rows) - 1) + [handle("one standard deviation", GREY, linewidth=8, alpha=0.25)]
     ordered = [each for row, end in zip(padded, ends, strict=True) for each in (*row, end)]
     legend_below(figure, ordered, columns=across + 1)
-    figure.savefig(target)
 
 
 def _draw(axes: Axes, residuals: Sequence[Residual], spread: float, shades: dict[str, str]) -> None:

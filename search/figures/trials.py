@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -96,11 +96,6 @@ def ranked(budget: BudgetState) -> tuple[Point, ...]:
 def of_seeds(seeds: int) -> str:
     """What follows a loss that is the mean of several seeds; "" else."""
     return f", mean of {seeds} seeds" if seeds > 1 else ""
-
-
-def so_far(budget: str, searched: Collection[str]) -> str:
-    """A budget's name, and that more is to come where it is one of those still being `searched`."""
-    return f"{budget} (so far)" if budget in searched else budget
 
 
 def untuned_cells(law: Law | None) -> frozenset[tuple[str, str]]:

@@ -34,11 +34,10 @@ from search.figures.trials import (
     of_seeds,
     of_variant,
     ranked,
-    so_far,
     study_name,
     variants_of,
 )
-from search.foretold import still_searched
+from search.foretold import so_far, still_searched
 from search.formats import number
 from search.plotting import GREY, colours, set_loss_axis, style_axes
 from search.results import ordered_budgets
@@ -83,13 +82,14 @@ def learning_rate_valley_data(state: StudyState) -> LearningRateValleys:
 
 def read_learning_rate_valley(data: LearningRateValleys) -> str:
     """The figure in one sentence."""
-    counted = [valley for valley in data.valleys if valley.budget not in data.searched]
+    counted = [valley for valley in data.valleys if valley.budget not in data.searched] or data.valleys[:1]
     bests = [(valley.budget, valley.best) for valley in counted if valley.best is not None]
     if not bests:
         return data.lost or "No trial has finished yet, so no learning rate is known to be better than another."
     (small, first), (large, last) = bests[0], bests[-1]
     rate = number(last.learning_rate, trim=True)
     if len(bests) == 1:
+        small = so_far(small, data.searched)
         return f"At {small} the best trial is {first.variant} with learning rate {rate}{of_seeds(last.seeds)}."
     before = number(first.learning_rate, trim=True)
     moved = f"stays at {rate}" if before == rate else f"goes from {before} to {rate}"

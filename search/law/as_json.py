@@ -4,7 +4,8 @@ not allow `{"refused": "why"}`, what is not known null.
     source, runs, left_out      where the runs are from, how many, and how many more had no loss
     confidence, bootstraps, seed
     grouped                     how budgets were told apart
-    still_searched              of a study: the budgets that are not counted, for they are not closed
+    still_searched              of a study: the budgets that are not closed; but for the first before any
+                                is, they are not counted
     budgets                     [{label, flops, loss, runs, seeds, variant, parameters, examples, epochs,
                                 learning_rate}]: the best run of each, rising
     noise                       {log_sd, degrees} of repeated seeds, or null
@@ -57,7 +58,7 @@ def law_as_json(
     budgets: Sequence[BudgetForecast] = (),
     still_searched: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The law, forecasts made with it, and the budgets that it does not count, as JSON values."""
+    """The law, forecasts made with it, and the budgets that are still searched, as JSON values."""
     optimal: Any = law.allocation
     if isinstance(law.allocation, Allocation):
         beyond = [law.allocation.at(each.flops) for each in forecasts if isinstance(each, LossForecast)]

@@ -185,7 +185,7 @@ def _bins(runs: Sequence[Run]) -> list[BudgetRuns]:
     """Bins as budgets, each with the run farthest below the trend as its best."""
     flops = np.log([run.flops for run in runs])
     loss = np.log([run.loss for run in runs])
-    slope, level = np.polyfit(flops - flops.mean(), loss, 1)
+    slope, level = np.polyfit(flops - flops.mean(), loss, 1) if np.ptp(flops) > 0 else (0.0, loss.mean())
     below = loss - level - slope * (flops - flops.mean())
     count = min(_BINS_AT_MOST, max(3, len(runs) // _RUNS_PER_BIN))
     edges = np.linspace(flops.min(), flops.max(), count + 1)

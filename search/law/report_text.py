@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from search.formats import MISSING, duration, number, percent, scientific
+from search.formats import MISSING, duration, number, percent, percent_off, scientific
 from search.law.fit import HeldOut, Law
 from search.law.forecast import BudgetForecast, unsure
 from search.law.forms import LossForecast
@@ -314,7 +314,7 @@ def _render_held_out(held_out: HeldOut | Refused, law: Law, console: Console) ->
     table = figures_table(title, ("budget",), ("loss", "predicted", "error", "in the interval"))
     for row in held_out.rows:
         inside = "yes" if row.inside else "no"
-        error = f"{100 * row.error:+.1f} %"
+        error = percent_off(row.error)
         table.add_row(escape(row.label), number(row.loss), interval(row.predicted), error, inside)
     console.print(table)
     console.print()

@@ -25,6 +25,8 @@ COLUMNS: Final = {
     "budget": "name of the compute budget",
 }
 """What a CSV may have; flops and loss it must."""
+_BESIDES: Final = ("outcome", "study", "run")  # of a study's own tables
+_LISTED: Final = 5
 _ALIASES: Final = {"heldout_loss": "loss"}  # what `results.csv` calls it
 _RANGES: Final = {
     "flops": (1.0, 1e60),
@@ -144,7 +146,8 @@ def read_csv(path: str | Path) -> RunTable:
     if not lines:
         raise LawError(f"{path}: is empty; a CSV of runs needs a header with flops and loss, and a row for each run")
     places = _places(str(path), *lines[0])
-    runs = []
+    runs: list[Run | None] = []
+    studies: dict[tuple[str, str], None] = {}  # and their runs
     for number, row in lines[1:]:
         if len(row) != len(lines[0][1]):
             raise LawError(
@@ -152,12 +155,27 @@ def read_csv(path: str | Path) -> RunTable:
                 f"{len(lines[0][1])}; quote cells that hold a comma"
             )
         cells = {name: row[place].strip() for name, place in places.items()}
-        runs.append(_run(f"{path}: line {number}", cells))
+        runs.append(run := _run(f"{path}: line {number}", cells))
+        if run is not None and cells.get("study"):
+            studies.setdefault((cells["study"], cells.get("run", "")))
+    _refuse_several(str(path), list(studies))
     finished = tuple(run for run in runs if run is not None and run.loss < math.inf)
     if not finished:
         raise LawError(f"{path}: no row has a loss; a law needs the runs of at least three compute budgets")
     diverged = tuple(run for run in runs if run is not None and run.loss == math.inf)
     return RunTable(str(path), finished, len(runs) - len(finished), diverged)
+
+
+def _refuse_several(path: str, studies: Sequence[tuple[str, str]]) -> None:
+    """Runs of several studies (each with its run) are no runs of one law: what is alike would pass for repeated."""
+    if len(studies) < 2:
+        return
+    names = [" ".join(study).strip() for study in studies]
+    listed = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
+    raise LawError(
+        f"{path}: column study: runs of {len(names)} studies given ({listed}); allowed: those of one, for runs alike "
+        "would pass for seeds of one setting; leave the others out, or the column where the runs do compare"
+    )
 
 
 def _delimiter(header: str) -> str:
@@ -175,7 +193,7 @@ def _names(header: Sequence[str]) -> list[str]:
 def _places(path: str, line: int, header: Sequence[str]) -> dict[str, int]:
     """Where each known column stands."""
     names = _names(header)
-    known = [name for name in names if name in COLUMNS or name == "outcome"]
+    known = [name for name in names if name in COLUMNS or name in _BESIDES]
     for needed in ("flops", "loss"):
         if needed not in names:
             raise LawError(

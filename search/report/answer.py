@@ -8,10 +8,11 @@ from typing import Final
 
 from search.figures.fronts import pareto_fronts_data, read_pareto_fronts
 from search.figures.trials import all_diverged, between, percent_of, size
-from search.foretold import not_counted
+from search.foretold import of_searched
 from search.formats import MISSING, duration, number, percent, scientific
 from search.law import Estimate, Law, Refused
 from search.law.forecast import BudgetForecast, unsure
+from search.law.forms import RANGE_NEEDED
 from search.law.power import PowerLaw
 from search.report.tables import Counts, Table, counts_of, hours, loss_of, seeds_of
 from search.results import best_rows
@@ -59,7 +60,7 @@ def answer_of(
         found = _refusal(state, law, forecasts[0] if forecasts else None, counts)
     else:
         found = _recommendation(forecasts[0], forecasts[0].loss, law, counts, further_table(forecasts[1:]))
-    waits = (sentence(line),) if (line := not_counted(state)) else ()
+    waits = (sentence(line),) if (line := of_searched(state)) else ()
     return replace(found, facts=(*found.facts, *cheaper), notes=(*found.notes, *waits))
 
 
@@ -172,7 +173,9 @@ def further_table(forecasts: Sequence[BudgetForecast]) -> Table | None:
 
 
 def _refusal(state: StudyState, law: Law, ahead: BudgetForecast | None, counts: Counts) -> Answer:
-    facts = dict(_best_known(state)) | {"What would make it speak": _missing(state)}
+    facts = dict(_best_known(state))
+    if missing := _missing(law):
+        facts["What would make it speak"] = missing
     if ahead is not None and (training := _training(ahead)):
         facts[f"A guess at {ahead.label}"] = training
     refused = law.chosen if ahead is None or isinstance(ahead.loss, Estimate) else ahead.loss
@@ -181,12 +184,14 @@ def _refusal(state: StudyState, law: Law, ahead: BudgetForecast | None, counts: 
     return Answer("The data cannot say yet what to train next.", lead, tuple(facts.items()), notes, speaks=False)
 
 
-def _missing(state: StudyState) -> str:
-    budgets = len(best_rows(state))
-    if (more := _BUDGETS_OF_A_LAW - budgets) > 0:
+def _missing(law: Law) -> str:
+    """What a law lacks that more budgets would give; "" where it is something else."""
+    if (more := _BUDGETS_OF_A_LAW - len(law.budgets)) > 0:
         several = "two more budgets" if more > 1 else "one more budget"
         return f"finished trials at {several}: a law needs at least three, best a factor of two or more apart"
-    return "budgets over a wider range of compute"
+    if law.budgets[-1].flops < RANGE_NEEDED["plain"] * law.budgets[0].flops:
+        return "budgets over a wider range of compute"
+    return ""
 
 
 def _unsure(law: Law) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from search.figures.fronts import ParetoFronts
-from search.foretold import score_of
-from search.formats import MISSING, duration, number, percent, scientific
+from search.foretold import score_of, so_far, still_searched
+from search.formats import MISSING, duration, number, percent, percent_off, scientific
 from search.results import BUCKETS, TrialRow, best_rows, ordered_budgets, time_split, trial_rows
 from search.state import BudgetState, StudyState
 from search.study import Study
@@ -84,7 +84,7 @@ def best_table(state: StudyState) -> Table | None:
     """The best trial of each budget; None where none has finished."""
     rows = [
         (
-            row.budget,
+            so_far(row.budget, still_searched(state)),
             row.variant,
             number(row.epochs, trim=True),
             number(row.learning_rate, trim=True),
@@ -150,7 +150,7 @@ def foretold_table(state: StudyState) -> Table | None:
                 number(score.predicted),
                 f"{number(score.low)} to {number(score.high)}",
                 number(score.actual),
-                f"{100 * score.error:+.1f} %",
+                percent_off(score.error),
                 "inside" if score.inside else "outside",
                 f"{score.variant or MISSING} at {number(score.learning_rate, trim=True)}",
                 f"{score.best_variant} at {number(score.best_learning_rate, trim=True)}",

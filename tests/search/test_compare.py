@@ -571,6 +571,10 @@ def test_studies_of_one_name_in_two_storages_are_two(here: Path, called: Called)
             [0, 0] if "--all-runs" in asked else [6, 3]
         )
     assert called("other.yaml")[1].count(": 1 trial\n") == 3
+    write_study(tracking={"uri": uri}, storage="nowhere", into="third.yaml")
+    said = refused(called, "third.yaml", "digits.yaml")
+    assert "third.yaml: MLflow at " in said
+    assert "has no trials of digits from its storage; no run of it has begun either; start one with: " in said
 
 
 def append(*events: Record) -> None:
@@ -601,7 +605,7 @@ def test_a_newer_run_that_mlflow_lacks_is_missed_and_the_earlier_shown(here: Pat
     (here / "runs" / "digits" / "run-2" / "ledger.jsonl").write_text("".join(f"{r.to_json()}\n" for r in later))
     status, out, _ = called("digits.yaml")
     assert status == 0
-    assert "lacks the study's newest run, so an earlier one is shown; bring it up to date with" in out
+    assert "lacks the study's newest run, so the newest there is shown; bring it up to date with" in out
     uri, root = default_uri(here / "runs")
     sync(later, uri, artifact_root=root)
     assert "Budget 2e11 FLOPs: 1 trial\n" in called("digits.yaml")[1]

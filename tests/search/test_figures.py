@@ -14,6 +14,7 @@ from search.figures import (
     iso_compute_data,
     learning_rate_valley_data,
     loss_vs_compute_data,
+    read_iso_compute,
     read_learning_rate_valley,
     read_loss_vs_compute,
     read_search_progress,
@@ -236,7 +237,7 @@ def test_a_reading_says_what_the_data_say(state: StudyState) -> None:
 
 def test_one_trial_is_no_trials() -> None:
     said = read_search_progress(search_progress_data(StudyState.of(synthetic_records(trials=1, until=8))))
-    assert said.startswith("The best trial came as number 1 of 1; 1 trial took ")
+    assert said.startswith("The best trial so far came as number 1 of 1; 1 trial took ")
 
 
 def test_before_anything_has_finished_a_reading_says_so() -> None:
@@ -287,14 +288,14 @@ def test_a_budget_that_is_still_searched_shows_its_trials_and_says_nothing_of_th
     assert 2.2 not in [point.loss for point in data.best]
     said = read_loss_vs_compute(data)
     assert "2.2" not in said.replace("2.2e", "")
-    assert said.endswith(" 1.8e12 FLOPs is still being searched: it has dots alone.")
+    assert said.endswith(" 1.8e12 FLOPs is still being searched.")
     valleys = learning_rate_valley_data(interrupted)
     assert [valley.budget for valley in valleys.valleys][-1] == "1.8e12 FLOPs"
     assert read_learning_rate_valley(valleys).startswith("From 2e11 FLOPs to 6e11 FLOPs ")
     assert [curve.budget for curve in iso_compute_data(interrupted, None).curves] == ["2e11 FLOPs", "6e11 FLOPs"]
     progress = search_progress_data(interrupted)
     assert progress.budgets[-1].found == 1
-    assert read_search_progress(progress).count(" and ") == 1
+    assert " as number 7 and 8; " in read_search_progress(progress)
     for draw, what in ((draw_loss_vs_compute, data), (draw_learning_rate_valley, valleys)):
         draw(what, tmp_path / "figure.png")  # type: ignore[operator]
         with Image.open(tmp_path / "figure.png") as image:
@@ -307,4 +308,7 @@ def test_before_any_budget_is_closed_the_smallest_speaks() -> None:
     data = loss_vs_compute_data(first)
     assert len(data.frontier) == 1
     assert read_loss_vs_compute(data).startswith("One budget so far: ")
-    assert still_searched(first) == ()
+    assert still_searched(first) == ("2e11 FLOPs",)
+    assert read_loss_vs_compute(data).endswith(" 2e11 FLOPs is still being searched.")
+    assert read_iso_compute(iso_compute_data(first, None)).startswith("2e11 FLOPs is still being searched, so which")
+    assert read_learning_rate_valley(learning_rate_valley_data(first)).startswith("At 2e11 FLOPs (so far) the best")

@@ -97,7 +97,7 @@ def test_a_cell_has_its_optimum_between_the_rates_or_a_bound_at_an_edge() -> Non
         else:
             assert one.best == (data.tried[0] if one.bound == "at most" else data.tried[-1])
     edges = sum(one.bound != "" for one in data.optima)
-    assert f"In the grid {edges} of 18 cells have the best rate at an edge" in read_rates_vs_epochs(data)
+    assert f"{edges} of 18 cells have the best rate at an edge of those tried" in read_rates_vs_epochs(data)
     assert " at most 0.1 " in read_rates_vs_epochs(data)
 
 
@@ -132,7 +132,7 @@ def test_a_rate_that_diverged_bounds_the_optimum_from_above() -> None:
     assert (cell.variant, cell.best, cell.bound, cell.diverged) == ("F0", 0.2, "at least", 0.4)
     assert "between 0.2 and 0.4 (diverged)" in read_rates_vs_epochs(data)
     edges = sum(one.bound != "" for one in data.optima) - 1
-    assert f"In the grid {edges} of 18 cells have" in read_rates_vs_epochs(data)
+    assert f"{edges} of 18 cells have the best" in read_rates_vs_epochs(data)
 
 
 def test_a_single_learning_rate_bounds_nothing() -> None:

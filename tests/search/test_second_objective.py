@@ -87,7 +87,7 @@ def test_a_point_that_diverged_with_some_seed_is_on_the_front_only_where_all_did
 @pytest.mark.parametrize("objective", ["parameters", "inference_flops", "core_hours"])
 def test_a_variant_that_was_taken_out_is_on_the_front_as_it_is_the_best(objective: Any) -> None:
     state, budget = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 4.0), objective=objective)
-    budget.variants = frozenset({"F0", "F1"})
+    budget.variants, budget.closed = frozenset({"F0", "F1"}), True
     assert budget.best is not None
     said = read_pareto_fronts(pareto_fronts_data(state))
     assert said.startswith(f"At b, {budget.best.variant} has the lowest loss, 1.00; F0 takes 0.25 times as many ")
@@ -107,9 +107,22 @@ def test_costs_that_differ_by_less_than_they_are_measured_to_are_equal() -> None
 
 
 def test_a_figure_of_costs_that_hardly_differ_says_so() -> None:
-    state, _ = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 1.01), objective="core_hours")
+    state, budget = budget_of(trial("F0", 1.2, 1.0), trial("F3", 1.0, 1.01), objective="core_hours")
+    budget.closed = True
     said = read_pareto_fronts(pareto_fronts_data(state))
     assert said == "At b all variants take as many core-hours of training, within 2 %; F3 has the lowest loss."
+
+
+def test_a_front_is_read_of_the_largest_budget_that_is_closed() -> None:
+    state, small = budget_of(trial("F0", 1.2), trial("F3", 1.0))
+    larger = [trial("F0", 0.8, budget="c", flops=4e10)]
+    state.budgets["c"] = BudgetState("c", 4e10, 6, small.cells, small.variants, larger, second_objective="parameters")
+    state.trials |= {each.trial_id: each for each in larger}
+    said = {}
+    for small.closed in (True, False):
+        said[small.closed] = read_pareto_fronts(pareto_fronts_data(state))
+    assert said[True].startswith("At b, F3 has the lowest loss, 1.00; ")
+    assert said[False].startswith("At c (so far), F0 ")
 
 
 def test_a_loss_that_no_axis_can_show_is_left_out_and_its_budget_is_not() -> None:

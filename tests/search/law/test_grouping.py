@@ -61,6 +61,11 @@ def test_of_a_cloud_of_runs_those_farthest_below_the_trend_stand_for_bins() -> N
     assert slope == pytest.approx(-0.1, abs=0.01)
 
 
+def test_a_single_run_is_one_bin() -> None:
+    (budget,), by = budgets_of([Run(1e18, 3.0, parameters=1e6)], by="bins")
+    assert (budget.loss, by) == (3.0, "bins")
+
+
 def test_seeds_of_a_setting_are_averaged_and_the_best_setting_stands_for_the_budget() -> None:
     runs = [
         Run(1e18, loss, learning_rate=rate, seed=seed)

@@ -159,3 +159,14 @@ def test_trials_of_a_study_that_diverged_come_with_it() -> None:
     lost = [trial for trial in state.trials.values() if trial.outcome == "diverged"]
     assert [run.learning_rate for run in table.diverged] == [trial.learning_rate for trial in lost]
     assert all(run.loss == math.inf for run in table.diverged)
+
+
+def test_runs_of_several_studies_are_not_taken_for_seeds_of_one(csv_of: Path) -> None:
+    csv_of.write_text("study,run,flops,loss\na,run-1,1e18,3\nb,run-1,1e18,2\n")
+    with pytest.raises(LawError, match=r"runs of 2 studies given \(a run-1, b run-1\); allowed: those of one"):
+        read_csv(csv_of)
+    csv_of.write_text("study,run,flops,loss\na,run-1,1e18,3\na,run-2,1e18,2\n")
+    with pytest.raises(LawError, match="runs of 2 studies"):
+        read_csv(csv_of)
+    csv_of.write_text("run,flops,loss\nfirst,1e18,3\nsecond,1e18,2\n")  # names of runs, of no study
+    assert len(read_csv(csv_of).runs) == 2
