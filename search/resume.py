@@ -83,14 +83,18 @@ def opened_again(state: StudyState, budgets: Iterable[Budget]) -> list[str]:
 
 
 def without_trials(study: Study, state: StudyState, budgets: Iterable[Budget]) -> list[str]:
-    """A line for each budget that has had all its trials before these variants came: none is left for them."""
+    """A line for each budget that has had all its trials before these variants or learning rates came: none is left."""
     lines = []
     for budget in budgets:
-        trials = state.budgets[budget.label].trials if budget.label in state.budgets else []
+        known = state.budgets.get(budget.label)
+        trials = [] if known is None else known.trials
         space = space_of(study, budget)
         points = {(trial.variant, space.place(trial.learning_rate)) for trial in trials if space.holds(trial)}
         tried = [variant for variant, _ in points]
         new = [variant for variant in space.variants if variant not in tried]
+        if known is not None and known.learning_rates:
+            rates = set(budget.learning_rates) - set(known.learning_rates)
+            new += [f"learning rate {rate:g}" for rate in sorted(rates)]
         if new and len(tried) >= budget.trials:
             lines.append(
                 f"budget {budget.label}: all of its {budget.trials} trials have been run, none with {', '.join(new)}; "

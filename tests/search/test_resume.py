@@ -13,7 +13,7 @@ from search.budgets import open_budgets
 from search.ledger import Record
 from search.resume import as_begun, described, opened_again, refuse_changed_study, without_trials
 from search.runs import SessionError
-from search.state import BudgetState, StudyState
+from search.state import BudgetState, StudyState, TrialState
 from search.study import Study, read_study
 from tests.search.test_director import STUDY as TWO_BUDGETS
 from tests.search.test_director import World
@@ -119,6 +119,24 @@ def test_variants_that_come_when_all_trials_have_been_run_are_said() -> None:
     assert warnings(3, "F0 F1 F7") == []  # one of a variant that was taken out does not count
     assert warnings(3, "F0 F1 F0", (12.8, 12.8, 12.8)) == []  # nor do those of a rate that was
     assert warnings(3, "F0 F1 F0", (0.4, 0.4, 0.4)) == []  # a further seed is no further point
+
+
+def test_learning_rates_that_come_when_all_trials_have_been_run_are_said(trend: StudyState) -> None:
+    wider = TREND.replace("min: 0.1", "min: 0.04")
+    tried = {label: len(set(map(repr, map(point_of, known.trials)))) for label, known in trend.budgets.items()}
+    for trials, left in ((min(tried.values()), False), (max(tried.values()) + 1, True)):
+        study = read_study(wider.replace("trials: 3", f"trials: {trials}"))
+        lines = without_trials(study, trend, open_budgets(study, 1437, 10)[0])
+        assert all(f"all of its {trials} trials have been run, none with " in line for line in lines)
+        assert [line.endswith("learning rate 0.05; raise search.trials to have it tried") for line in lines] == (
+            [] if left else [True, True]
+        )
+    same = read_study(TREND.replace("trials: 3", f"trials: {min(tried.values())}"))
+    assert "learning rate" not in "".join(without_trials(same, trend, open_budgets(same, 1437, 10)[0]))
+
+
+def point_of(trial: TrialState) -> tuple[str, float]:
+    return trial.variant, trial.learning_rate
 
 
 # ---------------------------------------------------------------- what was begun by an earlier version
