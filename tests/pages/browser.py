@@ -26,6 +26,7 @@ from typing import Any, Final
 PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
 VARIABLE: Final = "CONVSCALE_CHROMIUM"
 PATIENCE_S: Final = 180.0  # a busy machine is slow
+_RESTS: Final = 3  # looks in a row, 30 ms apart, at which an element is in the same place
 _FLAGS: Final = (
     "--headless=new",
     "--remote-debugging-pipe",
@@ -195,14 +196,23 @@ class Tab:
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def click_on(self, selector: str) -> None:
-        """Click at the middle of an element, by its CSS selector, once it is there."""
-        element = f"document.querySelector({json.dumps(selector)})"
-        self.until(element)
-        x, y = self.evaluate(
+        """Click at the middle of an element, by its CSS selector, once it is there, enabled, at rest and not covered:
+        on a busy machine a page may still move what was just drawn, and a click would go beside it.
+        """
+        x, y = self.until(
             f"""(() => {{
-                {element}.scrollIntoView({{block: 'center', behavior: 'instant'}});
-                const box = {element}.getBoundingClientRect();
-                return [box.x + box.width / 2, box.y + box.height / 2];
+                const element = document.querySelector({json.dumps(selector)});
+                if (!element || element.matches(':disabled')) return null;
+                element.scrollIntoView({{block: 'center', behavior: 'instant'}});
+                const box = element.getBoundingClientRect();
+                const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+                const place = [x, y].join();
+                const last = window.lastPlace ?? {{}};
+                const rests = last.element === element && last.place === place ? last.rests + 1 : 0;
+                window.lastPlace = {{element, place, rests}};
+                const above = document.elementFromPoint(x, y);
+                const free = above !== null && (element.contains(above) || above.contains(element));
+                return rests >= {_RESTS} && free ? [x, y] : null;
             }})()"""
         )
         self.click(x, y)

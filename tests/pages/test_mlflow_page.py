@@ -123,7 +123,9 @@ def test_trials_that_are_ticked_are_compared_side_by_side(browser: Tab, pages: t
     browser.open(address + view_path(experiment, view_id("1.8e12 FLOPs")), WIDTH, HEIGHT)
     shows(browser, "6 matching runs")
     for place in range(3):
-        browser.click_on(f".ag-pinned-left-cols-container .ag-row[row-index='{place}'] input[type=checkbox]")
+        tick = f".ag-pinned-left-cols-container .ag-row[row-index='{place}'] input[type=checkbox]"
+        browser.click_on(tick)
+        browser.until(f"document.querySelector({tick!r}).checked")
     browser.click_on("[data-testid='runs-compare-button']")
     shows(browser, "Comparing 3 Runs from 1 Experiment", "Parallel Coordinates Plot", "learning_rate", "heldout_loss")
     browser.until("document.querySelectorAll('.js-plotly-plot .parcoords .axis-title').length >= 4")
