@@ -63,6 +63,33 @@ def test_an_element_is_clicked_on_wherever_it_is(browser: Tab, tmp_path: Path) -
     assert browser.until("document.title") == "clicked"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("move = setInterval(() => node.style.top = `${left * 9}px`, 10)", "clearInterval(move)"),
+        ("node.disabled = true", "node.disabled = false"),
+        ("cover.style.display = 'block'", "cover.style.display = 'none'"),
+    ],
+    ids=["moves", "is disabled", "is covered"],
+)
+def test_an_element_is_clicked_on_once_it_can_be(browser: Tab, tmp_path: Path, wrong: str, right: str) -> None:
+    """That takes a third of a second; a click before it would miss."""
+    cover = "<div id=cover style='display: none; position: fixed; inset: 0; z-index: 9'></div>"
+    script = f"""
+        let left = 30, move = null;
+        onpointerdown = event => document.title = left > 0 || event.target !== node ? 'missed' : 'hit';
+        const begin = () => {{
+            {wrong};
+            const wait = setInterval(() => {{ if (--left === 0) {{ {right}; clearInterval(wait) }} }}, 10);
+        }}"""
+    browser.open(
+        page(tmp_path, f"{cover}<button id=node style='position: absolute'>go</button><script>{script}</script>")
+    )
+    browser.evaluate("begin()")
+    browser.click_on("#node")
+    assert browser.until("document.title") == "hit"
+
+
 def test_pages_share_no_storage(browser: Tab, tmp_path: Path) -> None:
     assert browser.page_text(page(tmp_path, "<script>document.write(document.cookie)</script>")) == ""
 
