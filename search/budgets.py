@@ -80,13 +80,14 @@ class Budget:
     @property
     def further_runs(self) -> int:
         """How many of its runs have a further seed at most: enough for the best point of every variant, and for one
-        more, as the point that looks best before may be a lucky one.
+        more, as the point that looks best before may be a lucky one. Those that diverge or fail come on top: they
+        would leave the points that are best then without.
         """
         return (self.seeds - 1) * min(len(self.cells) + 1, self.trials)
 
     @property
     def runs(self) -> int:
-        """How many trials there are at most, those with further seeds included."""
+        """How many trials there are at most, those with further seeds included, see `further_runs`."""
         return self.trials + self.further_runs
 
     @property

@@ -19,7 +19,7 @@ from search.memory import memory_by_variant
 from search.repeats import next_repeat
 from search.samplers import propose
 from search.second_objective import costs_of
-from search.space import CellSize, Point, Space
+from search.space import CellSize, Point, Space, ended
 from search.state import BudgetState, StudyState
 from search.state import TrialState as Trial
 from search.study import Study
@@ -154,9 +154,11 @@ class Director:
             return point, first
         if any(trial.outcome is None and trial.seed == first for trial in known.trials_counted):
             return None
-        if sum(trial.seed != first for trial in known.trials_counted) >= budget.further_runs:
+        space = space_of(self.study, budget)
+        further = [trial for trial in known.trials[known.trials_before :] if trial.seed != first and space.holds(trial)]
+        if sum(ended(trial) in (None, "finished") for trial in further) >= budget.further_runs:
             return None
-        return next_repeat(space_of(self.study, budget), known.trials, range(first, first + budget.seeds))
+        return next_repeat(space, known.trials, range(first, first + budget.seeds))
 
     def _waits(self, budget: Budget, known: BudgetState) -> bool:
         """Whether the ends of running trials may call for more: the sampler's, or further seeds."""

@@ -68,7 +68,7 @@ def score_of(budget: BudgetState) -> Score | None:
 
 
 def closed_only(state: StudyState, below: float = math.inf) -> StudyState:
-    """A study without the budgets that are still being searched, for their best may change, and those that are not
+    """A study without the budgets that are not finished, for their best may change, and those that are not
     `below` so many FLOPs.
     """
     budgets = {label: known for label, known in state.budgets.items() if known.closed and known.flops < below}
@@ -89,20 +89,20 @@ def counted_only(state: StudyState) -> StudyState:
     return StudyState(state.opened, {**closed.budgets, first.label: first}, {**closed.trials, **trials})
 
 
-def still_searched(state: StudyState) -> tuple[str, ...]:
+def unfinished_budgets(state: StudyState) -> tuple[str, ...]:
     """The budgets that are not closed, of those with a finished trial, the smallest first: their bests may change."""
     waited = [budget for budget in state.budgets.values() if not budget.closed and budget.best is not None]
     return tuple(budget.label for budget in sorted(waited, key=lambda budget: budget.flops))
 
 
 def so_far(budget: str, searched: Collection[str]) -> str:
-    """A budget's name, and that more is to come where it is one of those still being `searched`."""
+    """A budget's name, and that it is not finished where it is one of those `searched`."""
     return f"{budget} (so far)" if budget in searched else budget
 
 
-def of_searched(state: StudyState) -> str:
+def of_unfinished(state: StudyState) -> str:
     """What is to be known of them, in a line; "" where there are none."""
-    labels, counted = still_searched(state), counted_only(state).budgets
+    labels, counted = unfinished_budgets(state), counted_only(state).budgets
     if not labels:
         return ""
     changes = [f"what is said of {label} may change" for label in labels if label in counted]
@@ -110,7 +110,7 @@ def of_searched(state: StudyState) -> str:
     them = ", ".join(others) if changes else "it" if len(others) == 1 else "them"
     without = [f"the law and its forecasts do not count {them}"] if others else []
     are = "is" if len(labels) == 1 else "are"
-    return f"{', '.join(labels)} {are} still being searched: {', and '.join([*changes, *without])}"
+    return f"{', '.join(labels)} {are} not finished: {', and '.join([*changes, *without])}"
 
 
 def foreteller(

@@ -14,7 +14,7 @@ from statistics import harmonic_mean
 from rich.console import Console
 
 from search.budgets import Budget, amounts_in_flops
-from search.foretold import counted_only, of_searched, still_searched
+from search.foretold import counted_only, of_unfinished, unfinished_budgets
 from search.formats import number
 from search.law import Law, LawError, RunTable, fit_law, read_csv, runs_of_state
 from search.law.as_json import law_as_json
@@ -86,10 +86,10 @@ def show_law(
         nexts = study_forecasts(study, records, law, asked)
     found = [law.forecast(flops) for flops in forecasts]
     if as_json:
-        sys.stdout.write(json.dumps(law_as_json(law, found, nexts, still_searched(state)), allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(law_as_json(law, found, nexts, unfinished_budgets(state)), allow_nan=False) + "\n")
         return
     render_law(law, console, found, nexts)
-    if line := of_searched(state):
+    if line := of_unfinished(state):
         tell(console, f"Note: {line}")
     if nexts:
         tell(console, f"Figures and a page to keep: convscale report {path}")

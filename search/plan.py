@@ -250,7 +250,8 @@ def _budget_table(plan: Plan, budget: Budget) -> Table:
 def _total_line(plan: Plan) -> str:
     compute = plan.study.compute
     at_most = "at most " if plan.at_most else ""
-    trials = f"{at_most}{plan.trials} trials{_expected(plan)}"
+    again = ", one more for each further seed that diverges or fails" if plan.study.search.seeds > 1 else ""
+    trials = f"{at_most}{plan.trials} trials{_expected(plan)}{again}"
     line = f"In all: {trials}, {at_most or 'about '}{scientific(plan.flops, 3)} FLOPs"
     if plan.seconds is None:
         return f"{line}; time unknown: set compute.flops_per_core_second (a finished search prints the measured value)"

@@ -63,6 +63,16 @@ def _cell(trial: TrialState) -> str:
     return f"{trial.variant}, {epochs} epochs, learning rate {rate}"
 
 
+def _of_seeds(budget: BudgetState) -> str:
+    """How many seeds the loss of a budget's best is the mean of, where it was to be of more than one."""
+    if budget.best_seeds >= budget.seeds:
+        return f" (mean of {budget.best_seeds} seeds)" if budget.best_seeds > 1 else ""
+    return (
+        f" (of {budget.best_seeds} of {budget.seeds} seeds: the others failed, or went to points that were better "
+        "before)"
+    )
+
+
 def _one_line(text: object) -> str:
     return " ".join(str(text or "").split())
 
@@ -200,9 +210,11 @@ class ProgressView:
                 of = f", {said['variant']} at {number(said['learning_rate'], trim=True)}" if said["variant"] else ""
                 return f"budget {record['budget']}: forecast {number(said['loss']['value'])} ({loss}){of}", ""
             case "budget_closed":
-                best = self._state.budgets[record["budget"]].best
-                found = "no finished trial" if best is None else f"best {_cell(best)}: loss {number(best.heldout_loss)}"
-                return f"budget {record['budget']} done: {found}", ""
+                known = self._state.budgets[record["budget"]]
+                if known.best is None:
+                    return f"budget {known.label} done: no finished trial", ""
+                found = f"best {_cell(known.best)}: loss {number(known.best_loss)}{_of_seeds(known)}"
+                return f"budget {known.label} done: {found}", "yellow" if known.best_seeds < known.seeds else ""
             case "trial_started" if record["attempt"] > 1:
                 return f"{record['trial']} goes on from step {record['step']} (attempt {record['attempt']})", ""
             case "trial_reopened":

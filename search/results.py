@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.foretold import score_of, so_far, still_searched
+from search.foretold import score_of, so_far, unfinished_budgets
 from search.formats import MISSING, duration, number, percent, percent_off, scientific
 from search.state import BudgetState, StudyState, TrialState
 from trainables.meter import Meter
@@ -258,7 +258,7 @@ def _summary_table(state: StudyState, console: Console) -> Table:
         cells.pop("goodput")
         cells["held-out\nloss"] = number(state.budgets[row.budget].best_loss)
         searched = number(spent, 2 if spent < 1 else 3)
-        budget = so_far(row.budget, still_searched(state))
+        budget = so_far(row.budget, unfinished_budgets(state))
         rows.append(({"budget": budget, "variant": row.variant, **cells, "core-hours\nof search": searched}, False))
     seeds = any(budget.seeds > 1 for budget in state.budgets.values())
     title = f"Best cell of each budget{' (loss: the mean over its seeds)' if seeds else ''}"

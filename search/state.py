@@ -56,7 +56,7 @@ class BudgetState:
     with, see `search.budgets.Budget`.
 
     `variants` are those it was last opened with, the ones whose trials are waited for; `cells` also has those that the
-    study has taken out since.
+    study has taken out since. `trials_before` is how many of its trials there were then.
     """
 
     label: str
@@ -70,6 +70,7 @@ class BudgetState:
     doubt: float = 0.0
     second_objective: SecondObjective | None = None
     learning_rates: tuple[float, ...] = ()
+    trials_before: int = 0
     closed: bool = False
 
     @property
@@ -83,6 +84,12 @@ class BudgetState:
         """Held-out loss of the best point, the mean over its seeds; NaN where nothing has finished."""
         best = Points(self.trials).best
         return math.nan if best is None else best.mean_loss
+
+    @property
+    def best_seeds(self) -> int:
+        """How many trials that is the mean of; 0 where nothing has finished."""
+        best = Points(self.trials).best
+        return 0 if best is None else len(best.finished)
 
     @property
     def sizes(self) -> tuple[CellSize, ...]:
@@ -201,6 +208,7 @@ class StudyState:
                 known.seeds, known.doubt = record.get("seeds", 1), record.get("doubt", 0.0)
                 known.second_objective = record.get("second_objective")
                 known.learning_rates = tuple(record.get("learning_rates", ()))
+                known.trials_before = len(known.trials)
             case "forecast_made":
                 self.budgets[record["budget"]].forecast = record["forecast"]
             case "budget_closed":

@@ -139,7 +139,9 @@ def _chance_off(space: Space, best_rates: Array, place: int, running: Mask, barr
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What became of each point, (cells, rates) each; `barred` are those at or above a rate that diverged."""
+    """What became of each point, (cells, rates) each; `barred` are those at or above a rate that diverged, `finished`
+    those that finished and diverged with no seed.
+    """
 
     tried: Mask
     finished: Mask
@@ -176,6 +178,7 @@ class _Seen:
                 while first in (0, lowest[cell].argmin() + 1) and (first == 0 or seen.finished[cell, first - 1]):
                     first += 1
                 seen.barred[cell, first:] |= not seen.finished[cell, first:].any()
+        seen.finished[present.cell[diverged], place[diverged]] = False  # no best, see `search.points`
         return seen
 
 

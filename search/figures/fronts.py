@@ -16,7 +16,7 @@ from search.figures.marks import (
     titled_figure,
 )
 from search.figures.trials import can_be_shown, study_name
-from search.foretold import so_far, still_searched
+from search.foretold import so_far, unfinished_budgets
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis
 from search.results import ordered_budgets
@@ -64,7 +64,7 @@ def pareto_fronts_data(state: StudyState) -> ParetoFronts:
         trials = tuple((costs[trial.variant], trial.heldout_loss) for trial in priced if can_be_shown(trial))
         if trials:
             fronts.append(Front(budget.label, trials, tuple(pareto_front(priced, costs))))
-    return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts), still_searched(state))
+    return ParetoFronts(study_name(state), UNITS[objective], tuple(fronts), unfinished_budgets(state))
 
 
 def read_pareto_fronts(data: ParetoFronts) -> str:

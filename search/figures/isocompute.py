@@ -32,7 +32,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
-from search.foretold import counted_only, so_far, still_searched
+from search.foretold import counted_only, so_far, unfinished_budgets
 from search.formats import scientific
 from search.law import Estimate, IsoCurve, Law, Refused
 from search.plotting import budget_colours, log_ticks, set_loss_axis
@@ -99,7 +99,7 @@ def iso_compute_data(state: StudyState, law: Law | None) -> IsoComputeCurves:
         curves.append(Curve(budget.label, budget.flops, tuple(best), tuple(untuned), parabola, minimum))
     reason = found.reason if isinstance(found, Refused) else next(iter(refusals), "")
     confidence = math.nan if law is None else law.confidence
-    return IsoComputeCurves(study_name(state), tuple(curves), reason, confidence, still_searched(state))
+    return IsoComputeCurves(study_name(state), tuple(curves), reason, confidence, unfinished_budgets(state))
 
 
 def _parabola(curve: IsoCurve, best: list[Point], minimum: Minimum) -> tuple[tuple[float, float], ...]:
@@ -116,7 +116,7 @@ def read_iso_compute(data: IsoComputeCurves) -> str:
     if not data.curves:
         return "No trial has finished yet."
     if data.curves[-1].budget in data.searched:
-        return f"{data.curves[-1].budget} is still being searched, so which size is best cannot be judged yet."
+        return f"{data.curves[-1].budget} is not finished, so which size is best cannot be judged yet."
     known = [(curve, curve.minimum) for curve in data.curves if curve.minimum is not None]
     if known:
         parts = [

@@ -44,7 +44,7 @@ from search.figures.trials import (
     untuned_cells,
     variants_of,
 )
-from search.foretold import counted_only, still_searched
+from search.foretold import counted_only, unfinished_budgets
 from search.formats import number, scientific
 from search.law import Curve, Law, LossForecast, Refused
 from search.plotting import GREY, colours, set_loss_axis
@@ -109,7 +109,7 @@ def loss_vs_compute_data(state: StudyState, law: Law | None = None, forecasts: S
         forecasts=ahead,
         law_flops=math.nan if law is None or not law.budgets else law.budgets[-1].flops,
         confidence=math.nan if law is None else law.confidence,
-        searched=still_searched(state),
+        searched=unfinished_budgets(state),
     )
 
 
@@ -125,12 +125,10 @@ def _law_line(
 
 
 def read_loss_vs_compute(data: LossVsCompute) -> str:
-    """The figure in one sentence, and another where a budget is still being searched."""
+    """The figure in one sentence, and another where a budget is not finished."""
     if not data.searched:
         return _read(data)
-    return (
-        f"{_read(data)} {', '.join(data.searched)} {'is' if len(data.searched) == 1 else 'are'} still being searched."
-    )
+    return f"{_read(data)} {', '.join(data.searched)} {'is' if len(data.searched) == 1 else 'are'} not finished."
 
 
 def _read(data: LossVsCompute) -> str:

@@ -25,7 +25,7 @@ from search.figures.marks import (
     titled_figure,
 )
 from search.figures.trials import can_be_shown, study_name
-from search.foretold import so_far, still_searched
+from search.foretold import so_far, unfinished_budgets
 from search.formats import number
 from search.plotting import GREY, budget_colours, log_ticks, set_loss_axis, style_axes
 from search.points import Points
@@ -79,7 +79,7 @@ def search_progress_data(state: StudyState) -> SearchProgress:
     """The best loss so far of each budget, trial by trial."""
     budgets = (_progress(budget) for budget in ordered_budgets(state))
     shown = tuple(budget for budget in budgets if budget.steps)
-    return SearchProgress(study_name(state), shown, still_searched(state))
+    return SearchProgress(study_name(state), shown, unfinished_budgets(state))
 
 
 def _progress(budget: BudgetState) -> BudgetProgress:

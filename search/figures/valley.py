@@ -37,7 +37,7 @@ from search.figures.trials import (
     study_name,
     variants_of,
 )
-from search.foretold import so_far, still_searched
+from search.foretold import so_far, unfinished_budgets
 from search.formats import number
 from search.plotting import GREY, colours, set_loss_axis, style_axes
 from search.results import ordered_budgets
@@ -76,7 +76,7 @@ def learning_rate_valley_data(state: StudyState) -> LearningRateValleys:
     """Held-out loss against learning rate, budget by budget (those with trials)."""
     opened = [budget for budget in ordered_budgets(state) if budget.trials]
     valleys = (Valley(b.label, finished(b), diverged(b), ranked(b)) for b in opened)
-    lost, searched = all_diverged(state), still_searched(state)
+    lost, searched = all_diverged(state), unfinished_budgets(state)
     return LearningRateValleys(study_name(state), variants_of(state), tuple(valleys), lost, searched)
 
 

@@ -4,7 +4,7 @@ not allow `{"refused": "why"}`, what is not known null.
     source, runs, left_out      where the runs are from, how many, and how many more had no loss
     confidence, bootstraps, seed
     grouped                     how budgets were told apart
-    still_searched              of a study: the budgets that are not closed; but for the first before any
+    unfinished_budgets              of a study: the budgets that are not closed; but for the first before any
                                 is, they are not counted
     budgets                     [{label, flops, loss, runs, seeds, variant, parameters, examples, epochs,
                                 learning_rate}]: the best run of each, rising
@@ -56,7 +56,7 @@ def law_as_json(
     law: Law,
     forecasts: Sequence[LossForecast | Refused] = (),
     budgets: Sequence[BudgetForecast] = (),
-    still_searched: Sequence[str] = (),
+    unfinished_budgets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The law, forecasts made with it, and the budgets that are still searched, as JSON values."""
     optimal: Any = law.allocation
@@ -75,7 +75,7 @@ def law_as_json(
         "bootstraps": law.bootstraps,
         "seed": law.seed,
         "grouped": law.grouped,
-        "still_searched": still_searched,
+        "unfinished_budgets": unfinished_budgets,
         "budgets": [
             {
                 "label": budget.label,

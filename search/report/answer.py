@@ -8,13 +8,13 @@ from typing import Final
 
 from search.figures.fronts import pareto_fronts_data, read_pareto_fronts
 from search.figures.trials import all_diverged, between, percent_of, size
-from search.foretold import of_searched
+from search.foretold import of_unfinished
 from search.formats import MISSING, duration, number, percent, scientific
 from search.law import Estimate, Law, Refused
 from search.law.forecast import BudgetForecast, unsure
 from search.law.forms import RANGE_NEEDED
 from search.law.power import PowerLaw
-from search.report.tables import Counts, Table, counts_of, hours, loss_of, seeds_of
+from search.report.tables import Counts, Table, counts_of, hours, loss_of
 from search.results import best_rows
 from search.state import StudyState
 from search.study import Study
@@ -60,7 +60,7 @@ def answer_of(
         found = _refusal(state, law, forecasts[0] if forecasts else None, counts)
     else:
         found = _recommendation(forecasts[0], forecasts[0].loss, law, counts, further_table(forecasts[1:]))
-    waits = (sentence(line),) if (line := of_searched(state)) else ()
+    waits = (sentence(line),) if (line := of_unfinished(state)) else ()
     return replace(found, facts=(*found.facts, *cheaper), notes=(*found.notes, *waits))
 
 
@@ -81,7 +81,7 @@ def _best_known(state: StudyState) -> tuple[tuple[str, str], ...]:
     budget = state.budgets[best.budget]
     known = (
         f"{best.variant} for {number(best.epochs, trim=True)} epochs with learning rate "
-        f"{number(best.learning_rate, trim=True)}: held-out loss {loss_of(budget.best_loss, seeds_of(budget))}"
+        f"{number(best.learning_rate, trim=True)}: held-out loss {loss_of(budget.best_loss, budget.best_seeds)}"
     )
     return ((f"Best at {best.budget}", known),)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from search.figures.fronts import ParetoFronts
-from search.foretold import score_of, so_far, still_searched
+from search.foretold import score_of, so_far, unfinished_budgets
 from search.formats import MISSING, duration, number, percent, percent_off, scientific
 from search.results import BUCKETS, TrialRow, best_rows, ordered_budgets, time_split, trial_rows
-from search.state import BudgetState, StudyState
+from search.state import StudyState
 from search.study import Study
 
 SHOWN: Final = 12  # of the trials that failed or diverged, the rest is counted
@@ -84,11 +84,11 @@ def best_table(state: StudyState) -> Table | None:
     """The best trial of each budget; None where none has finished."""
     rows = [
         (
-            so_far(row.budget, still_searched(state)),
+            so_far(row.budget, unfinished_budgets(state)),
             row.variant,
             number(row.epochs, trim=True),
             number(row.learning_rate, trim=True),
-            loss_of(state.budgets[row.budget].best_loss, seeds_of(state.budgets[row.budget])),
+            loss_of(state.budgets[row.budget].best_loss, state.budgets[row.budget].best_seeds),
             percent(row.heldout_accuracy),
             scientific(row.flops),
             hours(row.core_hours),
@@ -183,19 +183,6 @@ def fronts_table(data: ParetoFronts) -> Table | None:
 def loss_of(loss: float, seeds: int) -> str:
     """A loss, and of how many seeds it is the mean."""
     return number(loss) + (f" (mean of {seeds} seeds)" if seeds > 1 else "")
-
-
-def seeds_of(budget: BudgetState) -> int:
-    """How many trials the loss of a budget's best point is the mean of."""
-    best = budget.best
-    return (
-        0
-        if best is None
-        else sum(
-            trial.outcome == "finished" and (trial.variant, trial.learning_rate) == (best.variant, best.learning_rate)
-            for trial in budget.trials
-        )
-    )
 
 
 def problems_of(state: StudyState) -> Problems:

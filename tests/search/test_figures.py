@@ -22,7 +22,7 @@ from search.figures import (
 )
 from search.figures.marks import titled_figure
 from search.figures.trials import between, size
-from search.foretold import still_searched
+from search.foretold import unfinished_budgets
 from search.formats import number
 from search.plotting import budget_colours, colours, exactly, log_ticks
 from search.state import StudyState
@@ -288,7 +288,7 @@ def test_a_budget_that_is_still_searched_shows_its_trials_and_says_nothing_of_th
     assert 2.2 not in [point.loss for point in data.best]
     said = read_loss_vs_compute(data)
     assert "2.2" not in said.replace("2.2e", "")
-    assert said.endswith(" 1.8e12 FLOPs is still being searched.")
+    assert said.endswith(" 1.8e12 FLOPs is not finished.")
     valleys = learning_rate_valley_data(interrupted)
     assert [valley.budget for valley in valleys.valleys][-1] == "1.8e12 FLOPs"
     assert read_learning_rate_valley(valleys).startswith("From 2e11 FLOPs to 6e11 FLOPs ")
@@ -308,7 +308,7 @@ def test_before_any_budget_is_closed_the_smallest_speaks() -> None:
     data = loss_vs_compute_data(first)
     assert len(data.frontier) == 1
     assert read_loss_vs_compute(data).startswith("One budget so far: ")
-    assert still_searched(first) == ("2e11 FLOPs",)
-    assert read_loss_vs_compute(data).endswith(" 2e11 FLOPs is still being searched.")
-    assert read_iso_compute(iso_compute_data(first, None)).startswith("2e11 FLOPs is still being searched, so which")
+    assert unfinished_budgets(first) == ("2e11 FLOPs",)
+    assert read_loss_vs_compute(data).endswith(" 2e11 FLOPs is not finished.")
+    assert read_iso_compute(iso_compute_data(first, None)).startswith("2e11 FLOPs is not finished, so which")
     assert read_learning_rate_valley(learning_rate_valley_data(first)).startswith("At 2e11 FLOPs (so far) the best")

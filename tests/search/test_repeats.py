@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies
+from rich.console import Console
 
 from search.budgets import open_budgets
 from search.director import Suggestion
@@ -23,6 +26,7 @@ from search.figures import (
 from search.law import fit_law, runs_of_state
 from search.ledger import read_ledger
 from search.points import Points
+from search.progress import ProgressView
 from search.repeats import next_repeat
 from search.results import best_rows
 from search.second_objective import pareto_front
@@ -209,3 +213,129 @@ def test_a_wider_grid_opens_a_budget_again_that_was_decided_on_the_narrow_one(tm
             assert world.director.done
             counts.append(sum(record.event == "budget_opened" for record in world.ledger.records))
     assert counts == [2, 2, 4]
+
+
+# ---------------------------------------------------------------- how many further seeds there are
+
+
+def ends(
+    monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[str, float, int], tuple[str, float]]
+) -> Callable[[Suggestion], dict[str, Any]]:
+    """Let trials of a variant, a rate and a seed end with an outcome and a loss."""
+
+    def outcome(suggestion: Suggestion) -> dict[str, Any]:
+        config = suggestion.config
+        how, loss = outcome_of(config["model"]["variant"], config["optimiser"]["learning_rate"], config["seed"])
+        return {"outcome": how, "result": {"heldout_loss": loss, "step": 5, "meter": {}, "reason": "", "error": ""}}
+
+    monkeypatch.setattr("tests.search.test_director.scripted_outcome", outcome)
+    return outcome
+
+
+def octaves(rate: float) -> float:
+    return math.log2(rate / 0.4)
+
+
+GRID = STUDY.replace("{sampler: tpe, trials: 8}", "{sampler: grid, seeds: 3}")
+
+
+@pytest.mark.parametrize("lost", ["diverged", "failed"])
+def test_further_seeds_that_are_lost_leave_the_best_point_all_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """All but one point diverge with any seed but the first; that one is far from the best at first."""
+
+    def outcome(variant: str, rate: float, seed: int) -> tuple[str, float]:
+        sound = seed == 0 or (variant, rate) == ("F0", 0.1) or (lost == "failed" and rate != 0.4)
+        return "finished" if sound else lost, 1 + 0.1 * octaves(rate) ** 2 + 0.05 * (variant == "F1")
+
+    ends(monkeypatch, outcome)
+    study = read_study(GRID)
+    with World(study, open_budgets(study, 1437, 10)[0], tmp_path, slices=1) as world:
+        world.run()
+        assert world.director.done
+    for budget in StudyState.of(read_ledger(str(tmp_path))).budgets.values():
+        assert budget.best is not None
+        if lost == "diverged":
+            assert (budget.best.variant, budget.best.learning_rate, budget.best_seeds) == ("F0", 0.1, 3)
+        else:  # it stays the best, of what there is of it
+            assert (budget.best.learning_rate, budget.best_seeds) == (0.4, 1)
+        further = [trial for trial in budget.trials if trial.seed]
+        assert sum(trial.outcome == "finished" for trial in further) <= 6
+
+
+def test_further_seeds_of_an_earlier_opening_leave_those_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More trials are asked for twice, and each time the new ones are better than all before."""
+    ends(monkeypatch, lambda variant, rate, seed: ("finished", 2 - 0.2 * abs(octaves(rate)) - 0.01 * octaves(rate)))
+    for trials in (2, 6, 10):
+        study = read_study(GRID.replace("sampler: grid", f"sampler: grid, trials: {trials}"))
+        with World(study, open_budgets(study, 1437, 10)[0], tmp_path) as world:
+            world.run()
+            assert world.director.done
+            for budget in world.director.state.budgets.values():
+                assert budget.best_seeds == 3
+
+
+def test_further_seeds_off_the_grid_leave_those_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest rate is taken out when its points have had all their seeds."""
+    ends(monkeypatch, lambda variant, rate, seed: ("finished", 2 + 0.2 * octaves(rate)))
+    study = read_study(GRID)
+    with World(study, open_budgets(study, 1437, 10)[0][:1], tmp_path, slices=1) as world:
+        first = world.director.state.trials
+        world.run(until=lambda: sum(each.seed > 0 and each.outcome is not None for each in first.values()) == 3)
+    study = read_study(GRID.replace("min: 0.1", "min: 0.2"))
+    with World(study, open_budgets(study, 1437, 10)[0][:1], tmp_path, slices=1) as world:
+        assert not world.director.done
+        world.run()
+        assert world.director.done
+        trials = world.director.state.trials
+    further = Counter((each.variant, each.learning_rate) for each in trials.values() if each.seed)
+    assert further == {("F0", 0.1): 2, ("F1", 0.1): 2, ("F0", 0.2): 2, ("F1", 0.2): 2}
+
+
+def test_a_trial_of_a_variant_that_was_taken_out_keeps_no_further_seed_waiting(tmp_path: Path) -> None:
+    whole = read_study(GRID)
+    with World(whole, open_budgets(whole, 1437, 10)[0][:1], tmp_path) as world:
+        while world.suggest().config["model"]["variant"] != "F1":
+            pass
+    study = read_study(GRID.replace("[F0, F1]", "[F0]"))
+    with World(study, open_budgets(study, 1437, 10)[0][:1], tmp_path) as world:
+        world.run()
+        assert world.director.done
+        (budget,) = world.director.state.budgets.values()
+    assert [trial.variant for trial in budget.trials if trial.outcome is None] == ["F1"]
+    assert budget.best_seeds == 3
+
+
+def test_a_point_that_diverged_with_a_further_seed_gets_no_more_of_them() -> None:
+    trials = [trial("F0", 0.1, 1.0), trial("F0", 0.1, None, 1, "diverged")]
+    assert next_repeat(SPACE, trials, range(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "lost", "said"),
+    [(1, False, ": loss 1.00"), (3, False, ": loss 1.20 (mean of 3 seeds)"), (3, True, " (of 1 of 3 seeds: the ")],
+)
+def test_a_budget_that_is_done_says_of_how_many_seeds_its_best_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, lost: bool, said: str
+) -> None:
+    study = read_study(GRID.replace("seeds: 3", f"seeds: {seeds}").replace("[F0, F1]", "[F0]"))
+    ends(
+        monkeypatch,
+        lambda _, rate, seed: (
+            "failed" if lost and seed else "finished",
+            1 + octaves(rate) ** 2 + 0.3 * (seed > 0),
+        ),
+    )
+    with World(study, open_budgets(study, 1437, 10)[0][:1], tmp_path) as world:
+        world.run()
+    console = Console(file=io.StringIO(), width=200)
+    view = ProgressView(console)
+    for record in world.heard:
+        view.feed(record)
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = [line for line in written.splitlines() if "FLOPs done: best F0" in line]
+    assert said in line
+    assert line.endswith(said) or lost

@@ -129,7 +129,7 @@ def test_a_budget_that_is_still_being_searched_is_not_counted_and_called_so() ->
     assert before is not None
     assert [budget.label for budget in found.budgets] == ["2e11 FLOPs", "6e11 FLOPs"]
     assert found.runs == before.runs
-    said = "1.8e12 FLOPs is still being searched: the law and its forecasts do not count it."
+    said = "1.8e12 FLOPs is not finished: the law and its forecasts do not count it."
     assert said in page_of(part).of("li")
     assert said not in page_of(closed).of("li")
 

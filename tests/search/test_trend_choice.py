@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.sampler_scores import Score, Step, score, summarise
+from search.points import Points
 from search.samplers import SamplerName, propose
 from search.simulate import proposer, simulate
 from search.space import Explored, Point, Space, Tried
@@ -418,3 +419,27 @@ def test_a_front_is_searched_to_the_end_whatever_diverges() -> None:
         assert choice.point is not None
         runs.append(Run(choice.point.variant, choice.point.learning_rate, "diverged"))
     assert choose(space, runs, costs=costs).decides(0.15)
+
+
+# ---------------------------------------------------------------- points that diverged with a further seed
+
+
+def test_a_point_that_diverged_with_another_seed_is_no_best_to_be_content_with() -> None:
+    valley = Valley(-1.0, fall=0.0)
+    before, best = smaller(valley, variants=1), valley.run("F0", 0.4)
+    lost = Run("F0", 0.4, "diverged")
+    assert choose(ONE, [valley.run("F0", 0.8), best], before).decides(DOUBT)
+    unsure = choose(ONE, [best, lost], before)
+    assert (unsure.better, unsure.off) == (1.0, 1.0)
+    assert unsure.point is not None
+    assert unsure.point.learning_rate < 0.4  # what is above is barred
+    assert choose(ONE, [valley.run("F0", 0.1), best, lost], before).better > DOUBT  # 0.2 is better than 0.1
+
+
+def test_a_budget_whose_best_diverged_with_another_seed_is_searched_until_there_is_a_sound_one() -> None:
+    valley = Valley(-1.0, fall=0.0)
+    runs = [valley.run("F0", 0.4), Run("F0", 0.4, "diverged")]
+    while not (choice := choose(ONE, runs, smaller(valley, variants=1))).decides(DOUBT):
+        assert choice.point is not None
+        runs.append(valley.run("F0", choice.point.learning_rate))
+    assert Points(runs).ranked()[0].point == Point("F0", 0.2)

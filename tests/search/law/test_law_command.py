@@ -103,12 +103,12 @@ def test_a_budget_that_is_still_being_searched_is_not_counted_and_comes_next(cal
     before = json.loads(called(*words, "--json")[1])
     begin(budgets_of(study())[4], a_study.parent / "runs" / "digits" / "run-1", loss=2.0)
     after = json.loads(called(*words, "--json")[1])
-    assert (before.pop("still_searched"), after.pop("still_searched")) == ([], ["1.6e11 FLOPs"])
+    assert (before.pop("unfinished_budgets"), after.pop("unfinished_budgets")) == ([], ["1.6e11 FLOPs"])
     assert (after["plain"], after["budgets"]) == (before["plain"], before["budgets"])
     assert after["next_budgets"][0]["loss"] == before["next_budgets"][0]["loss"]
     out = called(*words)[1]
     assert out.startswith("1.6e11 FLOPs: train F0 for 22.8 epochs at learning rate 0.4")
-    assert "1.6e11 FLOPs is still being searched: the law and its forecasts do not count it" in out
+    assert "1.6e11 FLOPs is not finished: the law and its forecasts do not count it" in out
 
 
 def test_before_a_budget_is_closed_there_is_no_law_but_the_rates_that_were_tried(called: Called, a_study: Path) -> None:
